@@ -1,0 +1,250 @@
+"""Snapshot: one shard's image on disk, and the checkpoint that names one snapshot per shard.
+
+    <folder>/e<epoch>-v<version>/tensors.safetensors    part.<index>.<values or slot>, float32 [n]
+                                                        buffers.<worker>.<floats or integers>
+    <folder>/e<epoch>-v<version>/manifest.json          {"body": {...}, "sha256": of the body}
+    <folder>/e<epoch>-v<version>-<n>/...                the n-th of that version that differs
+
+The version in the name is that of the part furthest behind; others may have moved meanwhile.
+
+The body has the format's number, what the image is of, version, samples and table of each part,
+and size and SHA-256 of the tensor file (safetensors itself has no checksum: a flipped bit would
+load silently). A snapshot is written beside its place, synced, and renamed: it is there whole or
+not at all. The newest two are kept, and the older one is used where the newest is damaged.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from distbelief.param_server.buffers import Contribution
+from distbelief.param_server.contract import Contract
+from distbelief.param_server.errors import RemoteProtocolError, SnapshotCorrupt, SnapshotFailed
+from distbelief.param_server.part import Applied
+from distbelief.param_server.shard import PartImage, ShardImage
+from distbelief.param_server.staleness import Staleness
+
+FORMAT = 1
+TENSORS = "tensors.safetensors"
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"e\d{6,}-v\d{12,}(-\d{6})?")
+
+
+class SnapshotStore:
+    """The snapshots of one shard in one folder. Its methods may run in any one thread."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        """keep: how many to leave on disk; at least 2, or a damaged newest one is the end."""
+        if keep < 2:
+            raise ValueError(f"keep must be at least 2, got {keep}")
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, image: ShardImage) -> Path:
+        """Write an image whole, make it durable, and drop the oldest ones.
+
+        Raises: SnapshotFailed; what was there before still is.
+        """
+        head = _head(image)
+        final = self._place(image, head)
+        if final.exists():
+            return final
+        working = self.folder / f".{final.name}.{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for abandoned in self.folder.glob(".e*-v*"):  # by a process that was killed
+                shutil.rmtree(abandoned, ignore_errors=True)
+            working.mkdir()
+            save_file(_tensors(image), working / TENSORS)
+            _sync(working / TENSORS)
+            body = {**head, "file": _file(working / TENSORS)}
+            text = json.dumps({"body": body, "sha256": _digest(body)})
+            (working / MANIFEST).write_text(text, encoding="utf-8")
+            _sync(working / MANIFEST)
+            _sync(working)
+            working.rename(final)
+            _sync(self.folder)
+            self._prune()
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(working, ignore_errors=True)
+            raise SnapshotFailed(
+                f"could not write snapshot {final}: {error}. Training goes on; the snapshot "
+                "before this one stands. Free space or mend the folder's permissions"
+            ) from error
+        return final
+
+    def names(self) -> list[str]:
+        """Snapshots on disk, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(p.name for p in self.folder.iterdir() if _NAME.fullmatch(p.name))
+
+    def load(self, name: str) -> ShardImage:
+        """Raises: SnapshotCorrupt, naming the file, if anything in it is not as it was written."""
+        return _load(self.folder / name)
+
+    def latest(self) -> tuple[ShardImage, list[str]] | None:
+        """The newest snapshot that is whole, and what was wrong with newer ones; None if none.
+
+        Raises: SnapshotCorrupt if there are snapshots and not one of them is whole.
+        """
+        wrong: list[str] = []
+        for name in reversed(self.names()):
+            try:
+                return self.load(name), wrong
+            except SnapshotCorrupt as error:
+                wrong.append(str(error))
+        if wrong:
+            raise SnapshotCorrupt(f"no snapshot in {self.folder} is whole: " + "; ".join(wrong))
+        return None
+
+    def _place(self, image: ShardImage, head: Mapping[str, Any]) -> Path:  # Any: JSON
+        """A folder not yet there, or the newest of this version if it holds just this."""
+        base = f"e{image.epoch:06d}-v{image.version:012d}"
+        there = [name for name in self.names() if name.startswith(base)]
+        if not there:
+            return self.folder / base
+        if _holds(self.folder / there[-1], head):
+            return self.folder / there[-1]
+        number = int(there[-1][len(base) + 1 :] or 0) + 1
+        return self.folder / f"{base}-{number:06d}"
+
+    def _prune(self) -> None:
+        for name in self.names()[: -self.keep]:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _tensors(image: ShardImage) -> dict[str, torch.Tensor]:
+    tensors = {
+        f"part.{part.index}.{name}": tensor
+        for part in image.parts
+        for name, tensor in part.tensors.items()
+    }
+    for w, contribution in image.buffers.items():
+        tensors[f"buffers.{w}.floats"] = contribution.floats
+        tensors[f"buffers.{w}.integers"] = contribution.integers
+    return tensors
+
+
+def _file(tensors: Path) -> dict[str, Any]:  # Any: JSON
+    with tensors.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": TENSORS, "size": tensors.stat().st_size, "sha256": digest}
+
+
+def _holds(folder: Path, head: Mapping[str, Any]) -> bool:  # Any: JSON
+    """The snapshot there was taken at the same versions, tables and buffers."""
+    try:
+        body = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["body"]
+        del body["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(body == json.loads(json.dumps(head)))
+
+
+def _head(image: ShardImage) -> dict[str, Any]:  # Any: JSON
+    return {
+        "format": FORMAT,
+        "run": image.run,
+        "shard": image.index,
+        "num_shards": image.num_shards,
+        "epoch": image.epoch,
+        "contract": image.contract.to_json().decode(),
+        "parts": [
+            {
+                "index": part.index,
+                "version": part.version,
+                "samples": part.samples,
+                "table": {w: asdict(row) for w, row in part.table.items()},
+                "tensors": sorted(part.tensors),
+            }
+            for part in image.parts
+        ],
+        "staleness": image.staleness.as_dict(),
+        "buffers": {w: {"samples": c.samples, "at": c.at} for w, c in image.buffers.items()},
+        "incarnations": dict(image.incarnations),
+    }
+
+
+def _load(folder: Path) -> ShardImage:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        body: Mapping[str, Any] = manifest["body"]  # Any: JSON
+        if _digest(body) != manifest["sha256"]:
+            raise SnapshotCorrupt(f"{folder / MANIFEST}: its digest does not match")
+        if body["format"] != FORMAT:
+            raise SnapshotCorrupt(
+                f"{folder / MANIFEST}: format {body['format']}, this version reads {FORMAT}"
+            )
+        file = folder / body["file"]["name"]
+        if file.parent != folder:
+            raise SnapshotCorrupt(f"{folder / MANIFEST}: names a file elsewhere, {file}")
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != body["file"]["sha256"]:
+            raise SnapshotCorrupt(
+                f"{file}: SHA-256 {digest[:12]}..., the manifest says "
+                f"{body['file']['sha256'][:12]}... (size {file.stat().st_size}, "
+                f"written {body['file']['size']})"
+            )
+        return _image(body, load_file(file))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RemoteProtocolError) as e:
+        raise SnapshotCorrupt(f"{folder}: {type(e).__name__}: {e}") from e
+
+
+def _image(body: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ShardImage:  # Any: JSON
+    return ShardImage(
+        run=body["run"],
+        index=body["shard"],
+        num_shards=body["num_shards"],
+        epoch=body["epoch"],
+        contract=Contract.from_json(body["contract"].encode()),
+        parts=tuple(
+            PartImage(
+                part["index"],
+                part["version"],
+                part["samples"],
+                {w: _row(row) for w, row in part["table"].items()},
+                {name: tensors[f"part.{part['index']}.{name}"] for name in part["tensors"]},
+            )
+            for part in body["parts"]
+        ),
+        staleness=Staleness.from_dict(body["staleness"]),
+        buffers={
+            w: Contribution(
+                c["samples"],
+                tensors[f"buffers.{w}.floats"],
+                tensors[f"buffers.{w}.integers"],
+                c["at"],
+            )
+            for w, c in body["buffers"].items()
+        },
+        incarnations=body["incarnations"],
+    )
+
+
+def _row(data: Mapping[str, Any]) -> Applied:  # Any: JSON
+    return Applied(data["inc"], data["seq"], data["crc"], tuple(data["refused"]))
+
+
+def _digest(body: Mapping[str, Any]) -> str:  # Any: JSON
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """fsync a file or folder: a rename is durable only when the folder is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
