@@ -1,0 +1,117 @@
+"""Arena: the parameters and gradients of a replica as views of flat vectors.
+
+Where a parameter is float32 on the CPU it is a view, so that nothing is flattened: fetched
+values become the parameters by turning the views to another vector. Other parameters (half
+precision, CUDA) keep their own memory and are copied from and to the float32 vector.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
+
+from distbelief.param_server.layout import Entry, Layout
+
+
+class Arena:
+    """Binds parameters to flat vectors. `named` in the order of the layout's entries."""
+
+    def __init__(self, layout: Layout, named: Sequence[tuple[str, Parameter]]) -> None:
+        assert [name for name, _ in named] == [entry.name for entry in layout.entries]
+        self.layout = layout
+        self.grad = torch.zeros(layout.total)
+        """1-D float32: this step's gradient, zero where a tensor is absent."""
+        self._slots = [
+            _Slot(entry, parameter, self.grad[entry.offset : entry.stop].view(entry.shape))
+            for entry, (_, parameter) in zip(layout.entries, named, strict=True)
+        ]
+        self._hooks: list[RemovableHandle] = []
+        for slot in self._slots:
+            self._hooks.append(slot.parameter.register_hook(slot.refuse_sparse))  # type: ignore[no-untyped-call]  # torch does not annotate it
+            self._hooks.append(
+                slot.parameter.register_post_accumulate_grad_hook(slot.touch)  # type: ignore[no-untyped-call]  # nor this
+            )
+
+    def gather(self) -> Tensor:
+        """The parameters as they are, copied into a new 1-D float32 vector."""
+        flat = torch.empty(self.layout.total)
+        for slot in self._slots:
+            entry = slot.entry
+            flat[entry.offset : entry.stop].view(entry.shape).copy_(slot.parameter.detach())
+        return flat
+
+    def bind(self, values: Tensor) -> None:
+        """Make `values` the parameters: views turn to it, others are copied from it."""
+        with torch.no_grad():
+            for slot in self._slots:
+                view = values[slot.entry.offset : slot.entry.stop].view(slot.entry.shape)
+                if slot.is_view:
+                    slot.parameter.data = view
+                else:
+                    slot.parameter.copy_(view)
+
+    def zero_grad(self) -> None:
+        """Begin a step: all gradients zero and absent."""
+        self.grad.zero_()
+        for slot in self._slots:
+            slot.is_touched = False
+            slot.parameter.grad = slot.view if slot.is_view else None
+
+    def collect(self) -> list[str]:
+        """Bring gradients that left the arena back in; returns the names of absent tensors.
+
+        Absent: no backward pass has reached it since `zero_grad`, and nobody has set a `.grad`
+        of their own. Raises: ValueError naming a sparse gradient.
+        """
+        absent: list[str] = []
+        for slot in self._slots:
+            grad = slot.parameter.grad
+            if grad is None or (grad is slot.view and not slot.is_touched):
+                absent.append(slot.entry.name)
+                slot.view.zero_()
+            elif grad is not slot.view:
+                slot.refuse_sparse(grad)
+                slot.view.copy_(grad)
+        return absent
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+
+class _Slot:
+    """One tensor: its parameter, its place in the gradient, and whether backward reached it."""
+
+    def __init__(self, entry: Entry, parameter: Parameter, view: Tensor) -> None:
+        self.entry = entry
+        self.parameter = parameter
+        self.view = view
+        self.is_view = parameter.dtype == torch.float32 and parameter.device.type == "cpu"
+        self.is_touched = False
+
+    def touch(self, _: Tensor) -> None:
+        self.is_touched = True
+
+    def refuse_sparse(self, grad: Tensor) -> None:
+        if grad.layout is not torch.strided:
+            raise ValueError(
+                f"the gradient of {self.entry.name} {list(self.entry.shape)} is sparse: parts "
+                "are dense ranges. Use sparse=False in its Embedding"
+            )
+
+
+def refuse_sparse_modules(modules: Iterable[tuple[str, torch.nn.Module]]) -> None:
+    """Find embeddings with sparse gradients before the first step.
+
+    Raises: ValueError naming the parameter.
+    """
+    for name, module in modules:
+        if getattr(module, "sparse", False) is True:
+            raise ValueError(
+                f"{name}.weight will have sparse gradients ({type(module).__name__} with "
+                "sparse=True): parts are dense ranges. Use sparse=False"
+            )

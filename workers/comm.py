@@ -1,0 +1,128 @@
+"""Comm: the one communication thread of a worker. It makes, uses and closes all its sockets.
+
+The training thread hands over a call on the client and gets a future; nothing else passes
+between the two threads.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+
+from distbelief.param_server.client import Client, Ticket
+from distbelief.param_server.errors import LocalError
+
+logger = logging.getLogger(__name__)
+
+Call = Callable[[Client], Ticket]
+
+
+class Comm:
+    """Runs a client in a thread of its own. A context manager."""
+
+    def __init__(self, make_client: Callable[[], Client], name: str = "comm") -> None:
+        """make_client: called in the thread; the client it returns is connected there."""
+        self._make_client = make_client
+        self._calls: SimpleQueue[tuple[Call, Future[Ticket]]] = SimpleQueue()
+        self._connected: Future[Client] = Future()
+        self._failure: Exception | None = None
+        self._is_closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    def __enter__(self) -> "Comm":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def connect(self) -> Client:
+        """Wait until the client is connected. Use of it what does not change, nothing else.
+
+        Raises: what `Client.connect` raises.
+        """
+        return self._connected.result()
+
+    def submit(self, call: Call) -> Future[Ticket]:
+        """Run `call` in the thread; the future has its ticket when that is done.
+
+        The future raises what went wrong: Refused, ShardUnavailable.
+        """
+        future: Future[Ticket] = Future()
+        if self._is_closing.is_set() or self._failure is not None:
+            future.set_exception(self._failure or LocalError("the comm thread has ended"))
+            return future
+        self._calls.put((call, future))
+        if self._connected.done() and self._connected.exception() is None:
+            self._connected.result().wake()
+        return future
+
+    def close(self) -> None:
+        """Finish what was submitted, close the sockets, end the thread. May be called twice."""
+        self._is_closing.set()
+        if self._connected.done() and self._connected.exception() is None:
+            self._connected.result().wake()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            client = self._make_client()
+        except Exception as error:  # noqa: BLE001 - handed to the training thread
+            self._fail(error)
+            return
+        try:
+            client.connect()
+            self._connected.set_result(client)
+            self._serve(client)
+        except Exception as error:  # noqa: BLE001 - handed to the training thread
+            self._fail(error)
+        finally:
+            client.close()
+            self._fail(LocalError("the comm thread has ended"))
+
+    def _serve(self, client: Client) -> None:
+        open_calls: list[tuple[Ticket, Future[Ticket]]] = []
+        try:
+            while not (self._is_closing.is_set() and self._calls.empty() and not open_calls):
+                self._start(client, open_calls)
+                client.poll(0.1)
+                still: list[tuple[Ticket, Future[Ticket]]] = []
+                for ticket, future in open_calls:
+                    if not ticket.is_done:
+                        still.append((ticket, future))
+                    elif ticket.error is not None:
+                        future.set_exception(ticket.error)
+                    else:
+                        future.set_result(ticket)
+                open_calls = still
+        except Exception as error:
+            for _, future in open_calls:
+                future.set_exception(error)
+            raise
+
+    def _start(self, client: Client, open_calls: list[tuple[Ticket, "Future[Ticket]"]]) -> None:
+        while True:
+            try:
+                call, future = self._calls.get_nowait()
+            except Empty:
+                return
+            try:
+                open_calls.append((call(client), future))
+            except Exception as error:  # noqa: BLE001 - handed to the training thread
+                future.set_exception(error)
+
+    def _fail(self, error: Exception) -> None:
+        """Hand the first error to everybody who waits or comes later."""
+        if self._failure is None:
+            self._failure = error
+            logger.debug("comm ended: %s", error)
+        if not self._connected.done():
+            self._connected.set_exception(error)
+        while True:
+            try:
+                _, future = self._calls.get_nowait()
+            except Empty:
+                return
+            future.set_exception(self._failure)

@@ -1,0 +1,216 @@
+"""Control: the conversation of workers and shards with the controller; the worker's side of it.
+
+    message = header                              header: see param_server/wire.py
+    where   -> shards | wait | halt               a worker asks for the shards' endpoints
+    serving -> noted                              a shard tells its endpoint
+    beat    -> noted | halt                       a shard asks whether it is still wanted
+    next    -> work | wait | halt                 a worker asks for a lease
+    stepped    (no reply)                         a worker tells what a step brought
+    ended   -> noted                              a process ends, with or without an error
+
+Every message names the run and shows its token. No tensor passes here.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
+
+from distbelief.param_server import wire
+from distbelief.param_server.errors import DistBeliefError, RemoteProtocolError
+from distbelief.param_server.transport import ClientTransport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What every message to the controller begins with."""
+
+    run: str
+    token: str = field(repr=False)
+    name: str
+    """Of the process: w0, w1, ... or shard0, ..."""
+    inc: int
+    """Its incarnation or epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Where(Note):
+    op: ClassVar[str] = "where"
+    pid: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving(Note):
+    op: ClassVar[str] = "serving"
+    endpoint: str
+    pid: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat(Note):
+    op: ClassVar[str] = "beat"
+    storage_error: str
+    """Why the last snapshot failed; empty while they succeed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Next(Note):
+    op: ClassVar[str] = "next"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped(Note):
+    op: ClassVar[str] = "stepped"
+    answered: int
+    """Samples whose pushes were answered since the note before."""
+    samples: int
+    """Samples of this step's batch."""
+    loss: float
+    pushed: bool
+    """Some push was answered in this step; the numbers below speak of the last one."""
+    staleness: int
+    version: int
+    refused: int
+    """Parts of it that were refused."""
+    reason: str
+    """Why the first of them was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended(Note):
+    op: ClassVar[str] = "ended"
+    code: str
+    """Empty, or a code of the documentation's table of errors."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shards:
+    op: ClassVar[str] = "shards"
+    endpoints: tuple[str, ...]
+    initialise: bool
+    """This worker brings the first parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    op: ClassVar[str] = "work"
+    epoch: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    op: ClassVar[str] = "wait"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halt:
+    op: ClassVar[str] = "halt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noted:
+    op: ClassVar[str] = "noted"
+
+
+AnyNote = Where | Serving | Beat | Next | Stepped | Ended
+AnyAnswer = Shards | Work | Wait | Halt | Noted
+
+NOTES = wire.Codec(Where, Serving, Beat, Next, Stepped, Ended)
+ANSWERS = wire.Codec(Shards, Work, Wait, Halt, Noted)
+
+PAUSE_S = 0.1
+"""Between two questions when the answer was to wait."""
+
+_A = TypeVar("_A")
+
+
+class ControllerGone(DistBeliefError):
+    """The controller has not answered for too long: this process is an orphan and should end."""
+
+
+class Control:
+    """One process's line to the controller. Used by one thread."""
+
+    def __init__(
+        self,
+        transport: ClientTransport,
+        endpoint: str,
+        give_up_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._transport = transport
+        self._endpoint = endpoint
+        self._give_up_s = give_up_s
+        self._clock = clock
+        self._sleep = sleep
+        self._asked_at = self._answered_at = clock()
+        transport.connect(0, endpoint)
+
+    def tell(self, note: Stepped) -> None:
+        """Send a note that has no reply; it may be lost with the controller."""
+        self._transport.send(0, [wire.encode(note)])
+
+    def ask(self, note: AnyNote) -> AnyAnswer:
+        """Send a note and wait for its answer.
+
+        Raises: ControllerGone after `give_up_s`; RemoteProtocolError.
+        """
+        self._transport.send(0, [wire.encode(note)])
+        deadline = self._clock() + self._give_up_s
+        while self._clock() < deadline:
+            received = self._transport.recv(0.5)
+            if received is not None:
+                answer = ANSWERS.decode(received[1][0])
+                assert isinstance(answer, AnyAnswer)  # the codec knows no other messages
+                return answer
+        raise ControllerGone(
+            f"the controller at {self._endpoint} has not answered {note.op} for "
+            f"{self._give_up_s:.0f} s: was the launcher killed?"
+        )
+
+    def until(
+        self, note: AnyNote, kind: type[_A], on_idle: Callable[[], None] | None = None
+    ) -> _A | None:
+        """Ask until the answer is not to wait; None if it is to halt.
+
+        on_idle: called each time before waiting or halting, to finish what is half done.
+
+        Raises: as `ask`; RemoteProtocolError for an answer of another kind.
+        """
+        while True:
+            answer = self.ask(note)
+            if isinstance(answer, kind):
+                return answer
+            if on_idle is not None:
+                on_idle()
+            if isinstance(answer, Halt):
+                return None
+            if not isinstance(answer, Wait):
+                raise RemoteProtocolError(f"{answer.op} in answer to {note.op}")
+            self._sleep(PAUSE_S)
+
+    def is_told(self, note: Beat, every_s: float, kind: type[AnyAnswer]) -> bool:
+        """Send a note every so often without waiting; True once an answer of `kind` came.
+
+        Raises: ControllerGone if no answer has come for `give_up_s`.
+        """
+        now = self._clock()
+        received = self._transport.recv(0)
+        if received is not None:
+            self._answered_at = now
+            return isinstance(ANSWERS.decode(received[1][0]), kind)
+        if now - self._asked_at >= every_s:
+            self._transport.send(0, [wire.encode(note)])
+            self._asked_at = now
+        if now - self._answered_at > self._give_up_s:
+            raise ControllerGone(f"the controller at {self._endpoint} is silent")
+        return False
+
+    def close(self) -> None:
+        self._transport.close()
