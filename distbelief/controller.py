@@ -1,0 +1,268 @@
+"""Controller: knows who takes part, where the shards are, and who trains on what.
+
+A state machine like the shard: `handle` takes one note and gives the answer to it; no socket, no
+thread, no clock. It holds no parameters. The launcher runs it.
+"""
+
+import hmac
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from distbelief.param_server.staleness import Staleness
+from distbelief.workers.control import (
+    AnyAnswer,
+    AnyNote,
+    Beat,
+    Ended,
+    Halt,
+    Next,
+    Noted,
+    Serving,
+    Shards,
+    Stepped,
+    Wait,
+    Where,
+    Work,
+)
+from distbelief.workers.lease import LeaseQueue
+
+RATE_WINDOW_S = 5.0
+"""The live rate is of the last so many seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A process that has reported."""
+
+    name: str
+    inc: int
+    pid: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the run is, for a person to look at."""
+
+    samples: int
+    total_samples: int | None
+    updates: int
+    """Smallest version of a part that a worker has heard of."""
+    loss: float | None
+    samples_per_s: float
+    staleness: Staleness
+    eta_s: float | None
+    num_workers: int
+    refused: int
+
+
+@dataclass(slots=True)
+class _Window:
+    """Losses and times of the newest steps."""
+
+    losses: deque[tuple[float, int]] = field(default_factory=deque)
+    num_losses: int = 0
+    times: deque[tuple[float, int]] = field(default_factory=deque)
+
+
+class Controller:
+    """See the top of this file."""
+
+    def __init__(
+        self,
+        run: str,
+        token: str,
+        queue: LeaseQueue,
+        num_shards: int,
+        num_epochs: int | None = None,
+        num_updates: int | None = None,
+        limit_s: float | None = None,
+    ) -> None:
+        """The last three: where to stop handing out work; the queue knows about epochs itself."""
+        self.queue = queue
+        self.members: dict[str, Member] = {}
+        self.ended: dict[str, tuple[str, str]] = {}
+        """Processes that have said their last word: (code, text), code empty if all was well."""
+        self.endpoints: dict[int, str] = {}
+        self.storage_errors: dict[str, str] = {}
+        self.lost: list[str] = []
+        """Workers that vanished without a word."""
+        self.is_halting_shards = False
+        self.num_strangers = 0
+        """Notes with a wrong run or token."""
+        self.began_at: float | None = None
+        """When the first worker had fetched its parameters."""
+        self.last_step_at: float | None = None
+        self.refused = 0
+        self.refused_reason = ""
+        self.staleness = Staleness()
+        """Of steps: the maximum over the parts of each push."""
+        self._run = run
+        self._token = token
+        self._num_shards = num_shards
+        self._total = None if num_epochs is None else num_epochs * queue.num_samples
+        self._num_updates = num_updates
+        self._limit_s = limit_s
+        self._initialiser: str | None = None
+        self._alive: dict[str, int] = {}
+        self._version = 0
+        self._window = _Window()
+
+    def handle(self, note: AnyNote, now: float) -> AnyAnswer | None:
+        """Take one note and give its answer; None where none is expected."""
+        is_ours = note.run == self._run and hmac.compare_digest(
+            note.token.encode(), self._token.encode()
+        )
+        if not is_ours:
+            self.num_strangers += 1
+            return Halt()
+        if isinstance(note, Stepped):
+            self._stepped(note, now)
+            return None
+        if isinstance(note, Where):
+            return self._where(note)
+        if isinstance(note, Next):
+            return self._next(note, now)
+        if isinstance(note, Serving):
+            self.members[note.name] = Member(note.name, note.inc, note.pid, note.host)
+            self.endpoints[int(note.name.removeprefix("shard"))] = note.endpoint
+            return Noted()
+        if isinstance(note, Beat):
+            if note.storage_error:
+                self.storage_errors[note.name] = note.storage_error
+            else:
+                self.storage_errors.pop(note.name, None)
+            return Halt() if self.is_halting_shards else Noted()
+        return self._end(note)
+
+    def lose(self, name: str) -> int:
+        """A worker's process has vanished without a word. Returns the samples given back."""
+        self.lost.append(name)
+        self._forget(name)
+        return self.queue.give_back(name)
+
+    def tick(self, now: float) -> None:
+        """Stop handing out work when the time is up."""
+        if (
+            self._limit_s is not None
+            and self.began_at is not None
+            and now - self.began_at >= self._limit_s
+        ):
+            self.queue.stop()
+
+    @property
+    def first_error(self) -> tuple[str, str, str] | None:
+        """(process, code, text) of the first process that ended with an error."""
+        for name, (code, text) in self.ended.items():
+            if code:
+                return name, code, text
+        return None
+
+    @property
+    def updates(self) -> int:
+        """Smallest version of a part that a worker has heard of."""
+        return self._version
+
+    @property
+    def train_s(self) -> float:
+        """Seconds from the first fetch to the last step heard of."""
+        if self.began_at is None or self.last_step_at is None:
+            return 0.0
+        return self.last_step_at - self.began_at
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean loss over the newest samples, at most an epoch of them."""
+        losses = self._window.losses
+        total = sum(n for _, n in losses)
+        return sum(loss * n for loss, n in losses) / total if total else None
+
+    def progress(self, now: float) -> Progress:
+        times = self._window.times
+        while times and now - times[0][0] > RATE_WINDOW_S:
+            times.popleft()
+        # Early in a run the window is not full yet: count from its beginning.
+        seconds = min(RATE_WINDOW_S, now - self.began_at) if self.began_at is not None else 0.0
+        rate = sum(n for _, n in times) / seconds if seconds > 0.5 else 0.0
+        return Progress(
+            samples=self.queue.done_samples,
+            total_samples=self._total,
+            updates=self._version,
+            loss=self.mean_loss,
+            samples_per_s=rate,
+            staleness=self.staleness,
+            eta_s=self._eta_s(now, rate),
+            num_workers=len(self._alive),
+            refused=self.refused,
+        )
+
+    def processes(self) -> list[Mapping[str, object]]:
+        """Who runs where, as JSON."""
+        return [
+            {"name": m.name, "inc": m.inc, "pid": m.pid, "host": m.host}
+            for m in self.members.values()
+        ]
+
+    # Inside
+
+    def _where(self, note: Where) -> AnyAnswer:
+        self.members[note.name] = Member(note.name, note.inc, note.pid, note.host)
+        self._alive[note.name] = note.inc
+        if len(self.endpoints) < self._num_shards:
+            return Wait()
+        if self._initialiser is None:
+            self._initialiser = note.name
+        return Shards(
+            endpoints=tuple(self.endpoints[i] for i in range(self._num_shards)),
+            initialise=self._initialiser == note.name,
+        )
+
+    def _next(self, note: Next, now: float) -> AnyAnswer:
+        if self.began_at is None:
+            self.began_at = now
+        lease = self.queue.take(note.name)
+        if lease is not None:
+            return Work(epoch=lease.epoch, start=lease.start, stop=lease.stop)
+        # Nothing for now: another worker may still be lost, and its lease come back.
+        return Halt() if self.queue.is_finished else Wait()
+
+    def _stepped(self, note: Stepped, now: float) -> None:
+        self.queue.advance(note.name, note.answered)
+        self.last_step_at = now
+        if note.samples:
+            window = self._window
+            window.losses.append((note.loss, note.samples))
+            window.num_losses += note.samples
+            while window.num_losses - window.losses[0][1] >= self.queue.num_samples:
+                window.num_losses -= window.losses.popleft()[1]
+            window.times.append((now, note.samples))
+        if note.pushed:
+            self.staleness.add(note.staleness)
+            self._version = max(self._version, note.version)
+            if note.refused:
+                self.refused += note.refused
+                self.refused_reason = note.reason
+            if self._num_updates is not None and self._version >= self._num_updates:
+                self.queue.stop()
+
+    def _end(self, note: Ended) -> AnyAnswer:
+        self.ended[note.name] = (note.code, note.text)
+        self._forget(note.name)
+        self.queue.give_back(note.name)
+        return Noted()
+
+    def _forget(self, name: str) -> None:
+        self._alive.pop(name, None)
+        if self._initialiser == name and self.began_at is None:
+            self._initialiser = None  # the next one to ask brings the first parameters
+
+    def _eta_s(self, now: float, rate: float) -> float | None:
+        if self._limit_s is not None:
+            return None if self.began_at is None else max(0.0, self._limit_s - now + self.began_at)
+        if self._num_updates is not None and self.began_at is not None and self._version:
+            pace = self._version / max(now - self.began_at, 1e-9)
+            return max(0.0, (self._num_updates - self._version) / pace)
+        if self._total is None or not rate:
+            return None
+        return max(0.0, (self._total - self.queue.done_samples) / rate)

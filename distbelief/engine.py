@@ -1,0 +1,83 @@
+"""Engine: the seam that starts the processes of a job. `local` is plain subprocesses."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from distbelief.process import Spec
+
+
+class Process(Protocol):
+    """A process that was started."""
+
+    @property
+    def name(self) -> str: ...
+
+    def poll(self) -> str | None:
+        """None while it runs; then why it ended, empty if it ended by itself."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once and wait for that."""
+        ...
+
+
+class Engine(Protocol):
+    """Starts processes; used by one thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    def start(self, spec: Spec) -> Process:
+        """Raises: Problem if it cannot be started."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine itself holds; processes are ended before."""
+        ...
+
+
+class LocalProcess:
+    """A subprocess in a session of its own, so that the terminal's Ctrl-C does not reach it."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.name = spec.name
+        log = Path(spec.run_path) / "logs" / f"{spec.name}.out"
+        with log.open("ab") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "distbelief.process"],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=out,
+                cwd=spec.cwd,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        assert self._process.stdin is not None
+        self._process.stdin.write(spec.to_json().encode())
+        self._process.stdin.close()
+
+    def poll(self) -> str | None:
+        code = self._process.poll()
+        if code is None or code == 0:
+            return None if code is None else ""
+        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+
+
+class LocalEngine:
+    """Subprocesses of this machine: quick tests, GPU boxes without Ray."""
+
+    name = "local"
+
+    def start(self, spec: Spec) -> LocalProcess:
+        return LocalProcess(spec)
+
+    def close(self) -> None:
+        pass

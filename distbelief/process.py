@@ -1,0 +1,256 @@
+"""Process: what runs inside each process of a job, whichever engine started it.
+
+    python -m distbelief.process < spec.json
+
+The spec comes through standard input, for it holds the job's token, which must not be seen in a
+list of processes or an environment.
+"""
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import zmq
+
+from distbelief.factory import load_images, make_contract, make_model
+from distbelief.job import Job
+from distbelief.param_server.client import Identity
+from distbelief.param_server.errors import DistBeliefError
+from distbelief.param_server.server import ShardServer, SnapshotConfig
+from distbelief.param_server.shard import Shard, ShardConfig
+from distbelief.param_server.snapshot import SnapshotStore
+from distbelief.param_server.transport import ZmqClient, ZmqServer
+from distbelief.problem import Problem
+from distbelief.workers.control import Beat, Control, ControllerGone, Ended, Halt, Serving
+from distbelief.workers.worker import NonFiniteLoss, Worker
+
+logger = logging.getLogger(__name__)
+
+BEAT_S = 0.2
+"""A shard asks this often whether it is still wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """All that a process has to be told."""
+
+    role: str
+    """worker or shard."""
+    index: int
+    inc: int
+    """Incarnation of a worker, epoch of a shard."""
+    run: str
+    token: str = field(repr=False)
+    controller: str
+    """Endpoint of the controller."""
+    job: str
+    """The job as JSON."""
+    run_path: str
+    """The run's folder."""
+    cwd: str
+    """Where the launcher was called: the user's modules are found from here."""
+
+    @property
+    def name(self) -> str:
+        return f"shard{self.index}" if self.role == "shard" else f"w{self.index}"
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Spec":
+        return cls(**json.loads(text))
+
+
+def run_process(spec: Spec) -> None:
+    """Be the shard or worker of the spec until it is told to halt. Logs go to the run folder."""
+    os.chdir(spec.cwd)
+    handler = logging.FileHandler(Path(spec.run_path) / "logs" / f"{spec.name}.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    job = Job.from_json(spec.job)
+    torch.set_num_threads(_threads(job, spec.role))
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        control = Control(ZmqClient(context), spec.controller)
+        try:
+            _run_told(spec, job, control, context)
+        finally:
+            control.close()
+    finally:
+        context.term()
+        root.removeHandler(handler)
+        handler.close()
+
+
+def _run_told(
+    spec: Spec, job: Job, control: Control, context: "zmq.Context[zmq.Socket[bytes]]"
+) -> None:
+    """Run, and tell the controller how it ended."""
+    code, text = "", ""
+    try:
+        if spec.role == "shard":
+            _run_shard(spec, job, control, context)
+        else:
+            _run_worker(spec, job, control, context)
+    except ControllerGone as error:
+        logger.error("%s", error)
+        return
+    except Problem as error:
+        code, text = error.code, "\n".join(filter(None, (error.what, error.why)))
+    except NonFiniteLoss as error:
+        code, text = "DB-TRAIN-001", str(error)
+    except DistBeliefError as error:
+        code, text = "DB-RUN-001", str(error)
+    except Exception as error:
+        logger.exception("%s ended", spec.name)
+        code, text = "DB-TRAIN-002", f"{type(error).__name__}: {error}"
+    if code:
+        logger.error("%s: %s", code, text)
+    try:
+        control.ask(
+            Ended(
+                run=spec.run,
+                token=spec.token,
+                name=spec.name,
+                inc=spec.inc,
+                code=code,
+                text=text[:4000],
+            )
+        )
+    except ControllerGone:
+        logger.warning("nobody heard that %s ended", spec.name)
+
+
+def _run_worker(
+    spec: Spec, job: Job, control: Control, context: "zmq.Context[zmq.Socket[bytes]]"
+) -> None:
+    images = load_images(job, "train")
+    model = make_model(job, images)
+    contract = make_contract(job, model, len(images))
+    # From here on each incarnation of each worker draws its own numbers (dropout).
+    torch.manual_seed((job.seed + 1) * 1_000_003 + spec.index * 1009 + spec.inc)
+    identity = Identity(run=spec.run, w=spec.name, inc=spec.inc, token=spec.token)
+    worker = Worker(
+        job.worker_config,
+        identity,
+        model,
+        contract,
+        images,
+        control,
+        lambda: ZmqClient(context),
+    )
+    logger.info("worker %s pid=%d begins", spec.name, os.getpid())
+    worker.run()
+    logger.info("worker %s ends", spec.name)
+
+
+def _run_shard(
+    spec: Spec, job: Job, control: Control, context: "zmq.Context[zmq.Socket[bytes]]"
+) -> None:
+    config = ShardConfig(
+        run=spec.run,
+        token=spec.token,
+        index=spec.index,
+        num_shards=job.shards,
+        num_workers=job.workers,
+        epoch=spec.inc,
+    )
+    store = SnapshotStore(Path(spec.run_path) / "snapshots" / spec.name, job.save.keep)
+    found = store.latest()
+    if found is not None:
+        for wrong in found[1]:
+            logger.error("snapshot not used: %s", wrong)
+    shard = Shard(config, image=found[0] if found is not None else None)
+    transport = ZmqServer(context, job.net.host)
+    halt = threading.Event()
+    try:
+        server = ShardServer(shard, transport, store, SnapshotConfig(every_s=job.save.every_s))
+        control.ask(
+            Serving(
+                run=spec.run,
+                token=spec.token,
+                name=spec.name,
+                inc=spec.inc,
+                endpoint=transport.endpoint,
+                pid=os.getpid(),
+                host=socket.gethostname(),
+            )
+        )
+        logger.info("shard %s pid=%d serves at %s", spec.name, os.getpid(), transport.endpoint)
+        with _on_sigterm(halt.set):
+            server.serve(_Beating(spec, control, server, halt))
+        logger.info("shard %s ends: %r", spec.name, shard)
+        if server.storage_error is not None:
+            raise Problem("DB-STORE-001", server.storage_error)
+    finally:
+        transport.close()
+
+
+class _Beating:
+    """Is it time to stop? Asks the controller every BEAT_S, or is told by a signal."""
+
+    def __init__(
+        self, spec: Spec, control: Control, server: ShardServer, halt: threading.Event
+    ) -> None:
+        self._spec = spec
+        self._control = control
+        self._server = server
+        self._halt = halt
+
+    def __call__(self) -> bool:
+        if self._halt.is_set():
+            return True
+        beat = Beat(
+            run=self._spec.run,
+            token=self._spec.token,
+            name=self._spec.name,
+            inc=self._spec.inc,
+            storage_error=(self._server.storage_error or "")[:1000],
+        )
+        try:
+            return self._control.is_told(beat, every_s=BEAT_S, kind=Halt)
+        except ControllerGone as error:
+            logger.error("%s; saving and ending", error)
+            return True
+
+
+class _on_sigterm:
+    """Call something at SIGTERM, where this thread may set handlers (it may not under Ray)."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._is_main = threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> None:
+        if self._is_main:
+            self._before = signal.signal(signal.SIGTERM, lambda *_: self._call())
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_main:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+def _threads(job: Job, role: str) -> int:
+    if role == "shard":
+        return 1
+    return job.threads or max(1, (os.cpu_count() or 1) // job.workers)
+
+
+def main() -> None:
+    """Entry of a subprocess: read the spec, be that process."""
+    run_process(Spec.from_json(sys.stdin.read()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""RayEngine: processes as Ray actors. The only file that knows Ray; no tensor passes through it.
+
+Seen with Ray 2.60: an actor that names any resource holds one CPU unless num_cpus is given, and
+one that fits nowhere waits for ever without a word, so both are always said, with a time-out.
+Restarts are ours to make (max_restarts=0): a restarted shard has to pass through its snapshot.
+"""
+
+import logging
+import os
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from distbelief.problem import Problem
+from distbelief.process import Spec, run_process
+
+START_TIMEOUT_S = 60.0
+
+
+class _Host:
+    """An actor that becomes one process of the job."""
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def run(self, spec: str) -> None:
+        run_process(Spec.from_json(spec))
+
+
+class RayProcess:
+    """One actor, running the process as its only long call."""
+
+    def __init__(self, spec: Spec, num_cpus: float) -> None:
+        self.name = spec.name
+        remote: Any = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=num_cpus)  # Any: too
+        self._actor: Any = remote(_Host).remote()  # Any: Ray's actor handle
+        self._running: Any = self._actor.run.remote(spec.to_json())  # Any: Ray's object ref
+        self._why: str | None = None
+
+    def poll(self) -> str | None:
+        if self._why is None and ray.wait([self._running], timeout=0)[0]:
+            try:
+                ray.get(self._running, timeout=START_TIMEOUT_S)
+                self._why = ""
+            except RayError as error:
+                self._why = str(error).strip().splitlines()[0]
+        return self._why
+
+    def kill(self) -> None:
+        ray.kill(self._actor, no_restart=True)
+        if self._why is None:
+            self._why = "killed by the launcher"
+
+
+class RayEngine:
+    """Starts actors in a Ray cluster of this run's own, or in one that is there already."""
+
+    name = "ray"
+
+    def __init__(self, address: str, num_processes: int) -> None:
+        """address: `local` starts a cluster on this machine, which ends with `close`.
+
+        Raises: Problem if Ray cannot be reached or started.
+        """
+        # A bare ray.init() would join whatever cluster happens to run on this machine.
+        is_local = address == "local"
+        self._num_cpus = 0.0 if is_local else 1.0
+        local: dict[str, Any] = {}  # Any: arguments of ray.init
+        if is_local:
+            local = {
+                "num_cpus": max(os.cpu_count() or 1, num_processes),
+                "object_store_memory": 100 * 2**20,  # it holds nothing of ours
+                "_node_ip_address": "127.0.0.1",
+            }
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if is_local else None,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                configure_logging=False,
+                **local,
+            )
+        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise Problem(
+                "DB-ENV-001",
+                f"Ray could not be {'started' if is_local else f'reached at {address}'}: {error}",
+                fix="try again, or do without Ray: --engine local",
+            ) from error
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray does not annotate it
+        if not is_local and len(nodes) > 1:
+            self.close()
+            raise Problem(
+                "DB-ENV-002",
+                f"the cluster at {address} has several machines, and this version connects "
+                "processes over loopback only",
+                fix="start Ray on one machine, or wait for encrypted connections",
+            )
+
+    def start(self, spec: Spec) -> RayProcess:
+        try:
+            return RayProcess(spec, self._num_cpus)
+        except (RayError, GetTimeoutError) as error:
+            raise Problem("DB-ENV-003", f"Ray could not start {spec.name}: {error}") from error
+
+    def close(self) -> None:
+        ray.shutdown()
