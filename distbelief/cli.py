@@ -84,6 +84,7 @@ def launch_command(
     from distbelief.launch import Stop, launch
     from distbelief.live import LiveLine
     from distbelief.problem import Problem
+    from distbelief.result import Result
 
     given = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     stop = Stop()
@@ -93,13 +94,18 @@ def launch_command(
         signals.append(number)
         stop.ask()
 
-    before = {number: signal.signal(number, heed) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A closed terminal (SIGHUP) stops safely too, or no result would be left behind.
+    heeded = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, heed) for number in heeded}
     out = sys.stderr if as_json else sys.stdout
     try:
         job = load_job(config, given, settings)
         result = launch(job, live=LiveLine(out, plain=plain or as_json), stop=stop)
     except Problem as problem:
         click.echo(str(problem), err=True)
+        if as_json:
+            error = {"code": problem.code, "text": problem.what}
+            click.echo(Result(run="", run_dir="", error=error).to_json())
         sys.exit(problem.exit_code)
     finally:
         for number, handler in before.items():

@@ -20,13 +20,23 @@ MODEL = "model.safetensors"
 def evaluate(
     model: nn.Module, images: Images, split: str, batch_size: int = 100
 ) -> dict[str, object]:
-    """Top-1 and top-5 accuracy in [0, 1]; top5 is None below 6 classes."""
+    """Top-1 and top-5 accuracy in [0, 1]; top5 is None below 6 classes.
+
+    Raises: Problem if the model does not give one row of scores a sample.
+    """
     was_training = model.training
     model.eval()
     top1 = top5 = 0
     with torch.inference_mode():
         for inputs, targets in images.batches(batch_size):
             outputs = model(inputs)
+            if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
+                raise Problem(
+                    "DB-MODEL-004",
+                    f"{type(model).__name__} gives {_describe(outputs)} in evaluation, not "
+                    "scores of shape [batch, classes]",
+                    fix="return the scores alone where not self.training",
+                )
             k = min(5, outputs.shape[1])
             hits = outputs.topk(k, dim=1).indices == targets.unsqueeze(1)  # [B, k]
             top1 += int(hits[:, 0].sum())
@@ -66,7 +76,7 @@ def evaluate_run(run: Path, split: str, source: str | None = None) -> dict[str, 
             fix="name the folder that `distbelief launch` printed, such as runs/20261122-1015-ab12",
         ) from error
     if source is not None:
-        job = replace(job, data=replace(job.data, source=source, image_size=0))
+        job = replace(job, data=replace(job.data, source=source))
     images = load_images(job, split)
     model = make_model(job, images)
     try:
@@ -74,19 +84,25 @@ def evaluate_run(run: Path, split: str, source: str | None = None) -> dict[str, 
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise Problem(
-            "DB-RUN-003",
+            "DB-MODEL-004",
             f"{run / MODEL} does not fit the run's model: {error}",
             fix="if the run has not ended yet, wait; if the model's code was changed, undo that",
         ) from error
     tied = set(missing) - _tied_names(model)
     if tied or unexpected:
         raise Problem(
-            "DB-RUN-003",
+            "DB-MODEL-004",
             f"{run / MODEL} does not fit the run's model: "
             f"{(sorted(tied) + list(unexpected))[0]} is on one side only",
             fix="was the model's code changed since the run?",
         )
     return evaluate(model, images, split)
+
+
+def _describe(outputs: object) -> str:
+    if isinstance(outputs, torch.Tensor):
+        return f"a tensor of shape {list(outputs.shape)}"
+    return f"a {type(outputs).__name__}"
 
 
 def _tied_names(model: nn.Module) -> set[str]:

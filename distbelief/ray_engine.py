@@ -7,6 +7,9 @@ Restarts are ours to make (max_restarts=0): a restarted shard has to pass throug
 
 import logging
 import os
+import signal
+import socket
+import threading
 from typing import Any
 
 import ray
@@ -16,6 +19,7 @@ from distbelief.problem import Problem
 from distbelief.process import Spec, run_process
 
 START_TIMEOUT_S = 60.0
+REACH_TIMEOUT_S = 5.0
 
 
 class _Host:
@@ -53,6 +57,23 @@ class RayProcess:
             self._why = "killed by the launcher"
 
 
+def _check_reachable(address: str) -> None:
+    """ray.init waits for minutes, without a word, for a cluster that is not there (seen)."""
+    host, colon, port = address.rpartition(":")
+    if address == "auto":
+        return
+    try:
+        if not (host and colon and port.isdecimal()):
+            raise ValueError("an address is local, auto, or host:port")
+        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise Problem(
+            "DB-ENV-001",
+            f"Ray could not be reached at {address}: {error}",
+            fix="is the cluster up (ray status)? To start one for this run: --address local",
+        ) from error
+
+
 class RayEngine:
     """Starts actors in a Ray cluster of this run's own, or in one that is there already."""
 
@@ -65,6 +86,8 @@ class RayEngine:
         """
         # A bare ray.init() would join whatever cluster happens to run on this machine.
         is_local = address == "local"
+        if not is_local:
+            _check_reachable(address)
         self._num_cpus = 0.0 if is_local else 1.0
         local: dict[str, Any] = {}  # Any: arguments of ray.init
         if is_local:
@@ -73,6 +96,8 @@ class RayEngine:
                 "object_store_memory": 100 * 2**20,  # it holds nothing of ours
                 "_node_ip_address": "127.0.0.1",
             }
+        # Ray puts a handler of its own on SIGTERM, which would end the run without a result.
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address=address,
@@ -88,6 +113,9 @@ class RayEngine:
                 f"Ray could not be {'started' if is_local else f'reached at {address}'}: {error}",
                 fix="try again, or do without Ray: --engine local",
             ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)
         nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray does not annotate it
         if not is_local and len(nodes) > 1:
             self.close()

@@ -13,9 +13,9 @@ class Result:
 
     run: str
     run_dir: str
-    engine: str
-    workers: int
-    shards: int
+    engine: str = ""
+    workers: int = 0
+    shards: int = 0
     samples: int = 0
     """Applied by the part furthest behind."""
     updates: int = 0
