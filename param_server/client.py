@@ -53,7 +53,12 @@ from distbelief.param_server.protocol import (
 from distbelief.param_server.transport import ClientTransport, Frame
 
 MESSAGE_PARTS = 4
-"""Parts in one message: while the shard applies one message, the next one is on its way."""
+"""Parts in one message, if that does not make too many messages: while the shard applies one
+message, the next one is on its way."""
+
+MESSAGES_MAX = 16
+"""Messages to one shard for one push or fetch. Far below the queue's limit (transport.HWM): a
+client that sends without reading must never fill the queue of its own replies."""
 
 
 class _Who(TypedDict):
@@ -220,10 +225,11 @@ class Client:
             self._until_ready(partial(self._greet, link))
         partition = Partition(self.layout, len(self._endpoints))
         self._messages = tuple(
-            (shard, parts[i : i + MESSAGE_PARTS])
-            for shard in range(len(self._endpoints))
+            (shard, parts[start : start + length])
+            for shard in self._links
             for parts in (partition.parts_of(shard),)
-            for i in range(0, len(parts), MESSAGE_PARTS)
+            for length in (max(MESSAGE_PARTS, -(-len(parts) // MESSAGES_MAX)),)
+            for start in range(0, len(parts), length)
         )
 
     def initialise(self, values: Tensor) -> None:
@@ -420,6 +426,8 @@ class Client:
             assert isinstance(reply, AnyReply)  # the codec knows no other messages
             if not _answers(head.message, reply):
                 raise RemoteProtocolError(f"{reply.op} in answer to {head.message.op}")
+            if isinstance(reply, Refusal) and reply.code == "hello":
+                raise RemoteProtocolError("our hello was lost, or the shard is another process now")
             if isinstance(reply, Refusal):
                 refused = Refused(reply.code, reply.text)
                 head.ticket.error = refused
@@ -446,10 +454,11 @@ class Client:
         hellos = [entry for entry in self._open[link] if isinstance(entry.message, Hello)]
         oldest = self._open[link][0]
         if now - oldest.first_asked_at > self._patience.give_up_s:
+            asked = (waiting or hellos)[0].message.op
             raise ShardUnavailable(
-                f"shard {link} at {self._endpoints[link]} has not answered "
-                f"{oldest.message.op} for {now - oldest.first_asked_at:.0f} s: is its process "
-                "alive, and is its port open from this host?"
+                f"shard {link} at {self._endpoints[link]} has not answered {asked} for "
+                f"{now - oldest.first_asked_at:.0f} s: is its process alive, and is its port "
+                "open from this host?"
             )
         self._open[link].clear()
         self._transport.connect(link, self._endpoints[link])

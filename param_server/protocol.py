@@ -290,19 +290,20 @@ def _check_columns(part: tuple[int, ...], *columns: tuple[object, ...]) -> None:
 
 
 def checksum(values: Tensor) -> int:
-    """32-bit checksum of a 1-D float32 tensor: the wrapping sum of its 64-bit words, folded.
+    """32-bit checksum of a 1-D float32 tensor: the wrapping sum of its 64-bit words, hashed.
 
     One pass at the memory's speed (1.0 ms for 28 MB where zlib's crc32 takes 7.9 ms); the sum is
     of integers, so it comes out the same everywhere and tells a push from another with the same
-    seq. A damaged frame goes unseen about once in 2**32; it is no defence against an enemy, and
-    does not see words exchanged.
+    seq. It finds any single changed bit, and other damage but for about once in 2**32. It is no
+    defence against an enemy, and does not see words exchanged.
     """
     words = values.numpy().view(np.uint8)
     even = words.size // 8 * 8
     total = int(np.add.reduce(words[:even].view(np.uint64), dtype=np.uint64)) if even else 0
     total += int.from_bytes(words[even:].tobytes(), "little")
-    total &= 2**64 - 1
-    return (total >> 32) ^ (total & 0xFFFFFFFF)
+    # Fibonacci hashing. Folding the halves by xor would cancel them where elements come in equal
+    # pairs: 64 times 1.0 and 64 times 1.5 gave the same checksum.
+    return (total * 0x9E3779B97F4A7C15 & 2**64 - 1) >> 32
 
 
 def as_tensor(frame: "bytes | bytearray | memoryview") -> Tensor | None:

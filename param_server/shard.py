@@ -202,10 +202,11 @@ class Shard:
         """
         refusal = self._turn_away(peer, message)
         if refusal is None:
+            if not isinstance(message, Hello):  # a hello has yet to show the token
+                self._heard[message.w] = now
             reply = self._answer(peer, message, payload)
-            if not (isinstance(message, Hello) and isinstance(reply, Refusal)):
-                self._heard[message.w] = now  # whoever has shown the token
             if not isinstance(reply, Refusal):
+                self._heard[message.w] = now
                 return reply
             refusal = reply
         self.counts[refusal.code] += 1

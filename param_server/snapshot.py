@@ -57,10 +57,11 @@ class SnapshotStore:
         """
         head = _head(image)
         final = self._place(image, head)
-        if final.exists():
-            return final
         working = self.folder / f".{final.name}.{os.getpid()}"
         try:
+            if final.exists():
+                _sync(self.folder)  # its writer may have failed in just this
+                return final
             self.folder.mkdir(parents=True, exist_ok=True)
             for abandoned in self.folder.glob(".e*-v*"):  # by a process that was killed
                 shutil.rmtree(abandoned, ignore_errors=True)
@@ -177,18 +178,17 @@ def _head(image: ShardImage) -> dict[str, Any]:  # Any: JSON
 
 
 def _load(folder: Path) -> ShardImage:
+    file = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
         body: Mapping[str, Any] = manifest["body"]  # Any: JSON
         if _digest(body) != manifest["sha256"]:
-            raise SnapshotCorrupt(f"{folder / MANIFEST}: its digest does not match")
+            raise SnapshotCorrupt(f"{file}: its digest does not match")
         if body["format"] != FORMAT:
-            raise SnapshotCorrupt(
-                f"{folder / MANIFEST}: format {body['format']}, this version reads {FORMAT}"
-            )
+            raise SnapshotCorrupt(f"{file}: format {body['format']}, this version reads {FORMAT}")
+        if (folder / body["file"]["name"]).parent != folder:
+            raise SnapshotCorrupt(f"{file}: names a file elsewhere, {body['file']['name']}")
         file = folder / body["file"]["name"]
-        if file.parent != folder:
-            raise SnapshotCorrupt(f"{folder / MANIFEST}: names a file elsewhere, {file}")
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != body["file"]["sha256"]:
@@ -199,7 +199,7 @@ def _load(folder: Path) -> ShardImage:
             )
         return _image(body, load_file(file))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, RemoteProtocolError) as e:
-        raise SnapshotCorrupt(f"{folder}: {type(e).__name__}: {e}") from e
+        raise SnapshotCorrupt(f"{file}: {type(e).__name__}: {e}") from e
 
 
 def _image(body: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> ShardImage:  # Any: JSON
