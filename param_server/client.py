@@ -1,13 +1,11 @@
-"""Client: a worker's view of all shards: fetch and push whole vectors, hide parts, ask again.
+"""Client: a worker's view of all shards: fetch and push whole vectors, hide parts and shards.
 
 Used by one thread. `start_*` send and return a Ticket at once; `poll` takes replies in; `wait`
-does so until a ticket is done. Requests on one link are answered in their order. A reply that
-does not come closes the link, opens a new one, says hello and sends every open request again:
-the shard's table of applied seqs makes that harmless.
+does so until a ticket is done. What a single shard is told and asked again is link.py's.
 """
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,31 +22,25 @@ from distbelief.param_server.errors import (
     ShardUnavailable,
 )
 from distbelief.param_server.layout import Layout, PartRange
+from distbelief.param_server.link import Link, Patience, Ticket
 from distbelief.param_server.partition import Partition
 from distbelief.param_server.protocol import (
     DTYPE,
-    REPLIES,
     Ack,
     AnyReply,
-    AnyRequest,
     Fetch,
     Hello,
     Init,
     Leave,
-    Left,
     Merge,
     Merged,
     Params,
     Push,
     Query,
-    Ready,
-    Refusal,
-    Report,
     Welcome,
     as_frame,
     as_tensor,
     checksum,
-    encode,
 )
 from distbelief.param_server.transport import ClientTransport, Frame
 
@@ -70,17 +62,6 @@ class _Who(TypedDict):
     ep: int
 
 
-_REPLY_OF: dict[type, type] = {
-    Hello: Welcome,
-    Init: Ready,
-    Fetch: Params,
-    Push: Ack,
-    Merge: Merged,
-    Leave: Left,
-    Query: Report,
-}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """Who a client is."""
@@ -90,18 +71,6 @@ class Identity:
     inc: int = 0
     """Granted by the controller and rising; 0 for readers such as an evaluator."""
     token: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a client waits, in seconds."""
-
-    retry_s: float = 30.0
-    """Without a reply for this long, the link is opened anew and the request sent again."""
-    give_up_s: float = 120.0
-    """Without a reply for this long, in all, the shard counts as unavailable."""
-    pause_s: float = 0.05
-    """Between two questions to a shard that is not ready yet."""
 
 
 class Fetched:
@@ -139,35 +108,12 @@ class Pushed:
         return self.statuses["applied"] + self.statuses["dup"] < sum(self.statuses.values())
 
 
-class Ticket:
-    """Something asked for. `is_done` once every shard concerned has answered."""
+class PushTicket(Ticket):
+    """The ticket of a push, with what became of it."""
 
-    def __init__(self, pending: int, pushed: Pushed | None = None) -> None:
-        self.pushed = pushed
-        self.frames: list[Frame] = []
-        """Payload of the last reply; only for replies that `into` does not take."""
-        self.reply: AnyReply | None = None
-        self.error: Exception | None = None
-        self._pending = pending
-
-    @property
-    def is_done(self) -> bool:
-        return self._pending == 0 or self.error is not None
-
-    def count_down(self) -> None:
-        self._pending -= 1
-
-
-@dataclass(slots=True)
-class _Open:
-    """A request without its reply."""
-
-    message: AnyRequest
-    payload: Sequence[Frame]
-    ticket: Ticket
-    take: Callable[[AnyReply, list[Frame]], None]
-    asked_at: float
-    first_asked_at: float
+    def __init__(self, pending: int, seq: int) -> None:
+        super().__init__(pending)
+        self.pushed = Pushed(seq)
 
 
 class Client:
@@ -191,15 +137,15 @@ class Client:
         self.seq = 0
         """Pushes made by this incarnation."""
         self._transport = transport
-        self._endpoints = list(endpoints)
         self._contract = contract
         self._patience = patience or Patience()
         self._clock = clock
         self._sleep = sleep
-        self._epochs = [0] * len(self._endpoints)
-        self._is_ready = [False] * len(self._endpoints)
-        self._open: list[deque[_Open]] = [deque() for _ in self._endpoints]
-        self._messages: tuple[tuple[int, tuple[PartRange, ...]], ...] = ()
+        self._links = [
+            Link(index, endpoint, transport, self._patience, clock, self._hello, self._take_welcome)
+            for index, endpoint in enumerate(endpoints)
+        ]
+        self._messages: tuple[tuple[Link, tuple[PartRange, ...]], ...] = ()
 
     @property
     def contract(self) -> Contract:
@@ -219,15 +165,15 @@ class Client:
         Raises: Refused (another model, wrong token, replaced by a newer incarnation);
             ShardUnavailable.
         """
-        for link, endpoint in enumerate(self._endpoints):
-            self._transport.connect(link, endpoint)
-        for link in range(len(self._endpoints)):
+        for link in self._links:
+            link.connect()
+        for link in self._links:
             self._until_ready(partial(self._greet, link))
-        partition = Partition(self.layout, len(self._endpoints))
+        partition = Partition(self.layout, len(self._links))
         self._messages = tuple(
-            (shard, parts[start : start + length])
-            for shard in self._links
-            for parts in (partition.parts_of(shard),)
+            (link, parts[start : start + length])
+            for link in self._links
+            for parts in (partition.parts_of(link.index),)
             for length in (max(MESSAGE_PARTS, -(-len(parts) // MESSAGES_MAX)),)
             for start in range(0, len(parts), length)
         )
@@ -237,11 +183,11 @@ class Client:
 
         values: 1-D float32 [layout.total]; read only.
         """
-        partition = Partition(self.layout, len(self._endpoints))
-        for link, is_ready in enumerate(self._is_ready):
-            if is_ready:
+        partition = Partition(self.layout, len(self._links))
+        for link in self._links:
+            if link.is_ready:
                 continue
-            parts = partition.parts_of(link)
+            parts = partition.parts_of(link.index)
             slices = [values[part.start : part.stop] for part in parts]
             message = Init(
                 **self._who(link),
@@ -250,11 +196,11 @@ class Client:
                 crc=tuple(checksum(piece) for piece in slices),
             )
             try:
-                self.wait(self._ask(link, message, [as_frame(piece) for piece in slices]))
+                self.wait(link.ask(message, [as_frame(piece) for piece in slices]))
             except Refused as error:
                 if error.code != "ready":  # somebody was first, or our first try did arrive
                     raise
-            self._is_ready[link] = True
+            link.is_ready = True
 
     def fetch(self, into: Fetched) -> None:
         """Fetch the whole vector; waits until all shards have parameters."""
@@ -281,12 +227,12 @@ class Client:
 
     def query(self) -> list[bytes]:
         """Statistics of every shard, as JSON texts in the order of the shards."""
-        tickets = [self._ask(link, Query(**self._who(link))) for link in self._links]
+        tickets = [link.ask(Query(**self._who(link))) for link in self._links]
         return [bytes(self.wait(ticket).frames[0]) for ticket in tickets]
 
     def leave(self) -> None:
         """Say that this worker pushes no more."""
-        for ticket in [self._ask(link, Leave(**self._who(link))) for link in self._links]:
+        for ticket in [link.ask(Leave(**self._who(link))) for link in self._links]:
             self.wait(ticket)
 
     def close(self) -> None:
@@ -299,7 +245,7 @@ class Client:
         ticket = Ticket(len(self._messages))
         for link, parts in self._messages:
             message = Fetch(**self._who(link), part=tuple(part.index for part in parts))
-            self._send(link, message, (), ticket, lambda r, f: self._take_params(into, r, f))
+            link.ask(message, (), ticket, partial(self._take_params, into))
         return ticket
 
     def start_push(
@@ -309,7 +255,7 @@ class Client:
         base: Fetched,
         absent: Sequence[bytes],
         into: Fetched | None,
-    ) -> Ticket:
+    ) -> PushTicket:
         """Push the whole gradient; its `pushed` tells what became of it.
 
         grad: 1-D float32 [layout.total], zero where a tensor is absent; it must not change
@@ -318,7 +264,7 @@ class Client:
         the client's until the ticket is done; None asks for none.
         """
         self.seq += 1
-        ticket = Ticket(len(self._messages), Pushed(self.seq))
+        ticket = PushTicket(len(self._messages), self.seq)
         for link, parts in self._messages:
             slices = [grad[part.start : part.stop] for part in parts]
             message = Push(
@@ -335,15 +281,18 @@ class Client:
                 absent=tuple(absent[part.index] for part in parts),
             )
             frames = [as_frame(piece) for piece in slices]
-            self._send(link, message, frames, ticket, self._taker(ticket, into))
+            link.ask(
+                message, frames, ticket, lambda r, f: self._take_ack(ticket.pushed, into, r, f)
+            )
         return ticket
 
     def start_merge(self, samples: int, floats: Tensor, integers: Tensor) -> Ticket:
         """As `merge`; the buffers live on shard 0."""
+        first = self._links[0]
         message = Merge(
-            **self._who(0), samples=samples, floats=floats.numel(), integers=integers.numel()
+            **self._who(first), samples=samples, floats=floats.numel(), integers=integers.numel()
         )
-        return self._ask(0, message, [as_frame(floats), as_frame(integers)])
+        return first.ask(message, [as_frame(floats), as_frame(integers)])
 
     def poll(self, timeout_s: float) -> None:
         """Take in one reply, or see that one is overdue.
@@ -352,11 +301,11 @@ class Client:
         """
         received = self._transport.recv(timeout_s)
         if received is not None:
-            self._take(*received)
+            index, frames = received
+            self._links[index].take(frames)
         now = self._clock()
         for link in self._links:
-            if self._open[link] and now - self._open[link][0].asked_at > self._patience.retry_s:
-                self._ask_again(link, now)
+            link.look(now)
 
     def wait(self, ticket: Ticket) -> Ticket:
         """Poll until the ticket is done, and raise its error if it has one."""
@@ -373,129 +322,39 @@ class Client:
     @property
     def has_open(self) -> bool:
         """Some request has no reply yet."""
-        return any(self._open)
+        return any(link.has_open for link in self._links)
 
     # Inside
 
-    @property
-    def _links(self) -> range:
-        return range(len(self._endpoints))
-
-    def _who(self, link: int) -> "_Who":
+    def _who(self, link: Link) -> _Who:
         me = self.identity
-        return {"run": me.run, "w": me.w, "inc": me.inc, "ep": self._epochs[link]}
+        return {"run": me.run, "w": me.w, "inc": me.inc, "ep": link.epoch}
 
-    def _greet(self, link: int) -> None:
-        ticket = Ticket(1)
-        self._say_hello(link, ticket)
-        self.wait(ticket)
+    def _greet(self, link: Link) -> None:
+        self.wait(link.greet())
 
-    def _say_hello(self, link: int, ticket: Ticket) -> None:
+    def _hello(self) -> tuple[Hello, Sequence[Frame]]:
         me = self.identity
         message = Hello(run=me.run, w=me.w, inc=me.inc, ep=0, token=me.token)
-        payload = () if self._contract is None else (self._contract.to_json(),)
-        self._send(link, message, payload, ticket, lambda r, f: self._take_welcome(link, r, f))
+        return message, () if self._contract is None else (self._contract.to_json(),)
 
-    def _ask(self, link: int, message: AnyRequest, payload: Sequence[Frame] = ()) -> Ticket:
-        ticket = Ticket(1)
-
-        def keep(reply: AnyReply, frames: list[Frame]) -> None:
-            ticket.reply, ticket.frames = reply, frames
-
-        self._send(link, message, payload, ticket, keep)
-        return ticket
-
-    def _send(
-        self,
-        link: int,
-        message: AnyRequest,
-        payload: Sequence[Frame],
-        ticket: Ticket,
-        take: Callable[[AnyReply, list[Frame]], None],
-    ) -> None:
-        now = self._clock()
-        self._open[link].append(_Open(message, payload, ticket, take, now, now))
-        self._transport.send(link, [encode(message), *payload])
-
-    def _take(self, link: int, frames: list[Frame]) -> None:
-        if not self._open[link]:
-            return  # the reply to a request that was given up
-        head = self._open[link][0]
-        try:
-            reply = REPLIES.decode(frames[0])
-            assert isinstance(reply, AnyReply)  # the codec knows no other messages
-            if not _answers(head.message, reply):
-                raise RemoteProtocolError(f"{reply.op} in answer to {head.message.op}")
-            if isinstance(reply, Refusal) and reply.code == "hello":
-                raise RemoteProtocolError("our hello was lost, or the shard is another process now")
-            if isinstance(reply, Refusal):
-                refused = Refused(reply.code, reply.text)
-                head.ticket.error = refused
-                if isinstance(head.message, Hello):  # what follows it can only be "no hello"
-                    for entry in self._open[link]:
-                        entry.ticket.error = entry.ticket.error or refused
-            else:
-                head.take(reply, frames[1:])
-        except RemoteProtocolError:
-            # One reply is missing or damaged, so the order is lost: begin the link anew.
-            self._ask_again(link, self._clock())
-            return
-        self._open[link].popleft()
-        head.ticket.count_down()
-        if self._open[link]:  # a shard that answers one after the other is not silent
-            following = self._open[link][0]
-            following.asked_at = self._clock()
-            if not isinstance(head.message, Hello):
-                following.first_asked_at = following.asked_at
-
-    def _ask_again(self, link: int, now: float) -> None:
-        """Open the link anew and send every open request again, behind a new hello."""
-        waiting = [entry for entry in self._open[link] if not isinstance(entry.message, Hello)]
-        hellos = [entry for entry in self._open[link] if isinstance(entry.message, Hello)]
-        oldest = self._open[link][0]
-        if now - oldest.first_asked_at > self._patience.give_up_s:
-            asked = (waiting or hellos)[0].message.op
-            raise ShardUnavailable(
-                f"shard {link} at {self._endpoints[link]} has not answered {asked} for "
-                f"{now - oldest.first_asked_at:.0f} s: is its process alive, and is its port "
-                "open from this host?"
-            )
-        self._open[link].clear()
-        self._transport.connect(link, self._endpoints[link])
-        self._say_hello(link, hellos[0].ticket if hellos else Ticket(1))
-        self._open[link][0].first_asked_at = oldest.first_asked_at
-        for entry in waiting:
-            entry.asked_at = now
-            self._open[link].append(entry)
-            self._transport.send(link, [encode(entry.message), *entry.payload])
-
-    def _take_welcome(self, link: int, reply: AnyReply, frames: list[Frame]) -> None:
-        assert isinstance(reply, Welcome)
-        if reply.shard != link or reply.shards != len(self._endpoints):
+    def _take_welcome(self, link: Link, reply: Welcome, frames: list[Frame]) -> None:
+        if reply.shard != link.index or reply.shards != len(self._links):
             raise LocalError(
-                f"{self._endpoints[link]} is shard {reply.shard} of {reply.shards}, expected "
-                f"{link} of {len(self._endpoints)}: the list of endpoints is wrong"
+                f"{link.endpoint} is shard {reply.shard} of {reply.shards}, expected "
+                f"{link.index} of {len(self._links)}: the list of endpoints is wrong"
             )
         if self._contract is None:
             if len(frames) != 1:
                 raise RemoteProtocolError("a welcome without the contract that was asked for")
             self._contract = Contract.from_json(bytes(frames[0]))
-        self._epochs[link] = reply.ep
-        self._is_ready[link] = reply.is_ready
-
-    def _taker(
-        self, ticket: Ticket, into: Fetched | None
-    ) -> Callable[[AnyReply, list[Frame]], None]:
-        return lambda reply, frames: self._take_ack(ticket, into, reply, frames)
 
     def _take_ack(
-        self, ticket: Ticket, into: Fetched | None, reply: AnyReply, frames: list[Frame]
+        self, pushed: Pushed, into: Fetched | None, reply: AnyReply, frames: list[Frame]
     ) -> None:
         assert isinstance(reply, Ack)
         if into is not None:
             self._fill(into, reply, frames)
-        pushed = ticket.pushed
-        assert pushed is not None
         is_first = not pushed.statuses
         pushed.statuses.update(reply.status)
         pushed.reasons.extend(text for text in reply.text if text)
@@ -539,16 +398,3 @@ class Client:
             while self.has_open:  # let the other shards' replies to the same question come in
                 self.poll(0.1)
             self._sleep(self._patience.pause_s)
-
-
-def _answers(request: AnyRequest, reply: AnyReply) -> bool:
-    """A reply of the right kind to this very request; a refusal answers anything."""
-    if isinstance(reply, Refusal):
-        return True
-    if type(reply) is not _REPLY_OF[type(request)]:
-        return False
-    if isinstance(request, Push) and isinstance(reply, Ack):
-        return (reply.seq, reply.part) == (request.seq, request.part)
-    if isinstance(request, Fetch) and isinstance(reply, Params):
-        return reply.part == request.part
-    return True

@@ -21,6 +21,7 @@ so the first push carries one gradient and later ones n_push, as a sum. Two fetc
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -28,8 +29,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from distbelief.param_server.client import Client, Fetched, Pushed, Ticket
+from distbelief.param_server.client import Client, Fetched, Pushed, PushTicket
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.link import Ticket
 from distbelief.workers.arena import Arena
 from distbelief.workers.comm import Comm
 
@@ -104,6 +106,8 @@ class Downpour(torch.optim.Optimizer):
         self._sending = torch.zeros(layout.total) if self._config.fetch_policy == "latest" else None
         self._accrued_samples = 0
         self._accrued_absent: set[str] | None = None
+        self._base = self._current
+        """The copy that the newest gradient in the sum was computed on."""
         self._future: Future[Ticket] | None = None
         self._future_fetches = False
         self._is_fetch_due = False
@@ -224,6 +228,9 @@ class Downpour(torch.optim.Optimizer):
     def _accrue(self, samples: int, absent: Iterable[str]) -> None:
         self._accrued_steps += 1
         self._accrued_samples += samples
+        # Its versions, not the copy: by the time of the push a newer one may be current.
+        self._base = copy(self._current)
+        self._base.version, self._base.bseq = self._base.version[:], self._base.bseq[:]
         if self._accrued is not self._arena.grad:
             self._accrued.add_(self._arena.grad)
         if self._accrued_absent is None:
@@ -234,7 +241,7 @@ class Downpour(torch.optim.Optimizer):
     def _push(self, into: Fetched | None) -> None:
         assert self._future is None
         absent = self._contract.layout.absent_masks(self._accrued_absent or ())
-        samples, base, grad = self._accrued_samples, self._current, self._accrued
+        samples, base, grad = self._accrued_samples, self._base, self._accrued
         self._future = self._comm.submit(
             lambda client: client.start_push(grad, samples, base, absent, into)
         )
@@ -261,7 +268,7 @@ class Downpour(torch.optim.Optimizer):
             return
         ticket = self._future.result()
         self._future = None
-        if ticket.pushed is not None:
+        if isinstance(ticket, PushTicket):
             self.last_pushed = ticket.pushed
             self.num_answered += 1
             self.answered_samples += self._sent_samples

@@ -7,6 +7,8 @@ than its vectors, and parts begin and end elsewhere than tensors. Seen: 0 (sgd) 
 """
 
 import copy
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 from distbelief.param_server.client import Fetched
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.layout import Group, layout_of, trainable
-from distbelief.param_server.protocol import Hello, Init, Push, as_frame, checksum
+from distbelief.param_server.protocol import Ack, Hello, Init, Push, as_frame, checksum
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.update import make_rule
 from distbelief.workers.comm import Comm
@@ -53,7 +55,8 @@ class Odd(nn.Module):
     def forward(self, x: torch.Tensor, *, is_long: bool) -> torch.Tensor:
         x = torch.tanh(self.again(torch.tanh(self.tied(torch.tanh(self.first(x))))))
         x = torch.tanh(self.frozen(x))
-        return self.last(torch.tanh(self.seldom(x)) if is_long else x)
+        scores: torch.Tensor = self.last(torch.tanh(self.seldom(x)) if is_long else x)
+        return scores
 
 
 def group_of(name):
@@ -120,6 +123,7 @@ def downpour_steps(model, name, batches, shards: Cluster):
             backward(model, name, batches, step)
             downpour.step(samples=9)
             after.append([p.detach().clone() for p in model.parameters()])
+            assert downpour.last_pushed is not None
             staleness.append(downpour.last_pushed.staleness)
         downpour.close()
     return after, staleness
@@ -174,7 +178,7 @@ def test_pushes_of_several_workers_equal_a_sequential_replay_of_their_recorded_o
             client.close()
 
     with cluster(num_shards, num_workers=4) as shards:
-        in_threads([lambda w=w: work(shards, w) for w in ("w0", "w1", "w2", "w3")])
+        in_threads([partial(work, shards, w) for w in ("w0", "w1", "w2", "w3")])
     assert any(a.staleness for log in shards.logs for a in log), "the pushes never met each other"
     for index, log in enumerate(shards.logs):
         replayed = replay(index, num_shards, contract, first, log, pushed)
@@ -191,7 +195,7 @@ def test_pushes_of_several_workers_equal_a_sequential_replay_of_their_recorded_o
 def replay(index, num_shards, contract, first, log, pushed):
     """Give a fresh shard the recorded pushes, one part after the other, in the recorded order."""
     shard = Shard(ShardConfig(run=RUN, token=TOKEN, index=index, num_shards=num_shards))
-    who = {"run": RUN, "inc": 1}
+    who: dict[str, Any] = {"run": RUN, "inc": 1}
     for w in ("w0", "w1", "w2", "w3"):
         shard.handle(w.encode(), Hello(**who, w=w, ep=0, token=TOKEN), [contract.to_json()], 0.0)
     ranges = [part.range for part in shard.parts.values()]
@@ -226,6 +230,7 @@ def replay(index, num_shards, contract, first, log, pushed):
             absent=(absent[part.index],),
         )
         ack = shard.handle(applied.w.encode(), push, [as_frame(piece)], 0.0).message
+        assert isinstance(ack, Ack)
         assert ack.status == ("applied",)
         assert ack.staleness == (applied.staleness,)
     return shard

@@ -11,8 +11,9 @@ import pytest
 import torch
 import zmq
 
-from distbelief.param_server.client import Client, Fetched, Identity, Patience
+from distbelief.param_server.client import Client, Fetched, Identity
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.link import Patience
 from distbelief.param_server.protocol import REPLIES, Fetch, Hello, Refusal, encode
 from distbelief.param_server.server import ShardServer
 from distbelief.param_server.shard import Shard, ShardConfig

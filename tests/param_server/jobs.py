@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from distbelief.param_server.buffers import BufferLayout
-from distbelief.param_server.client import Client, Identity, Patience
+from distbelief.param_server.client import Client, Identity
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.layout import Entry, Group, Layout
+from distbelief.param_server.link import Patience
 from distbelief.param_server.protocol import (
     Ack,
     Fetch,

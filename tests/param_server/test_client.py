@@ -419,7 +419,7 @@ def test_a_fetch_waits_for_the_last_shard_too():
     cluster = Cluster(3)
     first = cluster.client(contract=CONTRACT)
     first.connect()
-    first._is_ready = [False, True, False]  # it dies before it has brought all of them
+    first._links[1].is_ready = True  # it dies before it has brought all of them
     first.initialise(numbers())
     rescuer = cluster.client("w1", contract=CONTRACT)
     rescuer.connect()

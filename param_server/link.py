@@ -1,0 +1,241 @@
+"""Link: one client's conversation with one shard: requests, their replies in order, asking again.
+
+A request is open until its reply is there; replies come in the order of the requests, so none
+has an id. A reply that is missing, odd or late closes the connection, opens a new one, says
+hello and sends every open request again: the shard's table of applied seqs makes that harmless.
+A connection is never kept: it would deliver the later half of its queue without the message
+that was on the way when the shard died.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from distbelief.param_server.errors import Refused, RemoteProtocolError, ShardUnavailable
+from distbelief.param_server.protocol import (
+    REPLIES,
+    Ack,
+    AnyReply,
+    AnyRequest,
+    Fetch,
+    Hello,
+    Init,
+    Leave,
+    Left,
+    Merge,
+    Merged,
+    Params,
+    Push,
+    Query,
+    Ready,
+    Refusal,
+    Report,
+    Welcome,
+    encode,
+)
+from distbelief.param_server.transport import ClientTransport, Frame
+
+_REPLY_OF: dict[type, type] = {
+    Hello: Welcome,
+    Init: Ready,
+    Fetch: Params,
+    Push: Ack,
+    Merge: Merged,
+    Leave: Left,
+    Query: Report,
+}
+
+Take = Callable[[AnyReply, list[Frame]], None]
+"""What a reply is given to; raises RemoteProtocolError if it is not what was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a client waits, in seconds."""
+
+    retry_s: float = 30.0
+    """Without a reply for this long, the link is opened anew and the request sent again."""
+    give_up_s: float = 120.0
+    """Without a reply for this long, in all, the shard counts as unavailable."""
+    pause_s: float = 0.05
+    """Between two questions to a shard that is not ready yet."""
+
+
+class Ticket:
+    """Something asked for. `is_done` once every shard concerned has answered, or one refused."""
+
+    def __init__(self, pending: int) -> None:
+        """pending: how many replies it waits for."""
+        self.reply: AnyReply | None = None
+        """The last reply, and its payload; only where nothing else takes them."""
+        self.frames: list[Frame] = []
+        self.error: Exception | None = None
+        self._pending = pending
+
+    @property
+    def is_done(self) -> bool:
+        return self._pending == 0 or self.error is not None
+
+    def count_down(self) -> None:
+        self._pending -= 1
+
+    def keep(self, reply: AnyReply, frames: list[Frame]) -> None:
+        """Take a reply by keeping it."""
+        self.reply, self.frames = reply, frames
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request without its reply."""
+
+    message: AnyRequest
+    payload: Sequence[Frame]
+    ticket: Ticket
+    take: Take
+    asked_at: float
+    first_asked_at: float
+
+
+class Link:
+    """See the top of this file. `index` is the shard's, and the transport's number of the link."""
+
+    def __init__(
+        self,
+        index: int,
+        endpoint: str,
+        transport: ClientTransport,
+        patience: Patience,
+        clock: Callable[[], float],
+        hello: Callable[[], tuple[Hello, Sequence[Frame]]],
+        take_welcome: Callable[["Link", Welcome, list[Frame]], None],
+    ) -> None:
+        """hello: makes the message that opens a connection. take_welcome: gets the answer."""
+        self.index = index
+        self.endpoint = endpoint
+        self.epoch = 0
+        """The shard's, as its welcome said."""
+        self.is_ready = False
+        """The shard has parameters, as its welcome said."""
+        self._transport = transport
+        self._patience = patience
+        self._clock = clock
+        self._hello = hello
+        self._take_welcome = take_welcome
+        self._open: deque[_Open] = deque()
+
+    @property
+    def has_open(self) -> bool:
+        """Some request has no reply yet."""
+        return bool(self._open)
+
+    def connect(self) -> None:
+        self._transport.connect(self.index, self.endpoint)
+
+    def greet(self) -> Ticket:
+        """Say hello."""
+        ticket = Ticket(1)
+        self._greet(ticket)
+        return ticket
+
+    def ask(
+        self,
+        message: AnyRequest,
+        payload: Sequence[Frame] = (),
+        ticket: Ticket | None = None,
+        take: Take | None = None,
+    ) -> Ticket:
+        """Send a request; its ticket is counted down by the reply, which `take` is given."""
+        ticket = ticket or Ticket(1)
+        now = self._clock()
+        self._open.append(_Open(message, payload, ticket, take or ticket.keep, now, now))
+        self._transport.send(self.index, [encode(message), *payload])
+        return ticket
+
+    def take(self, frames: list[Frame]) -> None:
+        """A message has come: it is the reply to the oldest open request, or the order is lost.
+
+        Raises: ShardUnavailable.
+        """
+        if not self._open:
+            return  # the reply to a request that was given up
+        head = self._open[0]
+        try:
+            reply = REPLIES.decode(frames[0])
+            assert isinstance(reply, AnyReply)  # the codec knows no other messages
+            if not _answers(head.message, reply):
+                raise RemoteProtocolError(f"{reply.op} in answer to {head.message.op}")
+            if isinstance(reply, Refusal):
+                self._refuse(head, reply)
+            else:
+                head.take(reply, frames[1:])
+        except RemoteProtocolError:
+            self._ask_again(self._clock())
+            return
+        self._open.popleft()
+        head.ticket.count_down()
+        if self._open:  # a shard that answers one after the other is not silent
+            following = self._open[0]
+            following.asked_at = self._clock()
+            if not isinstance(head.message, Hello):
+                following.first_asked_at = following.asked_at
+
+    def look(self, now: float) -> None:
+        """Ask again if the oldest open request is overdue.
+
+        Raises: ShardUnavailable if it has been for too long.
+        """
+        if self._open and now - self._open[0].asked_at > self._patience.retry_s:
+            self._ask_again(now)
+
+    def _greet(self, ticket: Ticket) -> None:
+        message, payload = self._hello()
+
+        def take(reply: AnyReply, frames: list[Frame]) -> None:
+            assert isinstance(reply, Welcome)
+            self._take_welcome(self, reply, frames)
+            self.epoch, self.is_ready = reply.ep, reply.is_ready
+
+        self.ask(message, payload, ticket, take)
+
+    def _refuse(self, head: _Open, reply: Refusal) -> None:
+        if reply.code == "hello":
+            raise RemoteProtocolError("our hello was lost, or the shard is another process now")
+        refused = Refused(reply.code, reply.text)
+        head.ticket.error = refused
+        if isinstance(head.message, Hello):  # what follows it can only be "no hello"
+            for entry in self._open:
+                entry.ticket.error = entry.ticket.error or refused
+
+    def _ask_again(self, now: float) -> None:
+        """Open a new connection and send every open request again, behind a new hello."""
+        waiting = [entry for entry in self._open if not isinstance(entry.message, Hello)]
+        hellos = [entry for entry in self._open if isinstance(entry.message, Hello)]
+        oldest = self._open[0]
+        if now - oldest.first_asked_at > self._patience.give_up_s:
+            asked = (waiting or hellos)[0].message.op
+            raise ShardUnavailable(
+                f"shard {self.index} at {self.endpoint} has not answered {asked} for "
+                f"{now - oldest.first_asked_at:.0f} s: is its process alive, and is its port "
+                "open from this host?"
+            )
+        self._open.clear()
+        self.connect()
+        self._greet(hellos[0].ticket if hellos else Ticket(1))
+        self._open[0].first_asked_at = oldest.first_asked_at
+        for entry in waiting:
+            entry.asked_at = now
+            self._open.append(entry)
+            self._transport.send(self.index, [encode(entry.message), *entry.payload])
+
+
+def _answers(request: AnyRequest, reply: AnyReply) -> bool:
+    """A reply of the right kind to this very request; a refusal answers anything."""
+    if isinstance(reply, Refusal):
+        return True
+    if type(reply) is not _REPLY_OF[type(request)]:
+        return False
+    if isinstance(request, Push) and isinstance(reply, Ack):
+        return (reply.seq, reply.part) == (request.seq, request.part)
+    if isinstance(request, Fetch) and isinstance(reply, Params):
+        return reply.part == request.part
+    return True
