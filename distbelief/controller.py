@@ -106,6 +106,7 @@ class Controller:
         self._limit_s = limit_s
         self._initialiser: str | None = None
         self._alive: dict[str, int] = {}
+        self._gone: dict[str, int] = {}
         self._version = 0
         self._window = _Window()
 
@@ -117,6 +118,8 @@ class Controller:
         if not is_ours:
             self.num_strangers += 1
             return Halt()
+        if note.inc <= self._gone.get(note.name, 0) and not isinstance(note, Ended):
+            return None  # it was still on its way; a lease for the dead would never come back
         if isinstance(note, Stepped):
             self._stepped(note, now)
             return None
@@ -253,7 +256,8 @@ class Controller:
         return Noted()
 
     def _forget(self, name: str) -> None:
-        self._alive.pop(name, None)
+        if name in self._alive:
+            self._gone[name] = self._alive.pop(name)
         if self._initialiser == name and self.began_at is None:
             self._initialiser = None  # the next one to ask brings the first parameters
 

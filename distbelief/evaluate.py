@@ -32,7 +32,7 @@ def evaluate(
             outputs = model(inputs)
             if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
                 raise Problem(
-                    "DB-MODEL-004",
+                    "DB-MODEL-005",
                     f"{type(model).__name__} gives {_describe(outputs)} in evaluation, not "
                     "scores of shape [batch, classes]",
                     fix="return the scores alone where not self.training",

@@ -60,9 +60,9 @@ def make_model(job: Job, images: Images) -> nn.Module:
             "DB-MODEL-001",
             f"the model factory {path} raised {type(error).__name__}: {error}",
             why=_user_frames(error),
-            fix="call it yourself: python -c 'from "
+            fix='call it yourself: python -c "from '
             + path.replace(":", " import ")
-            + f"; {path.rpartition(':')[2]}({', '.join(f'{k}={v!r}' for k, v in given.items())})'",
+            + f'; {path.rpartition(":")[2]}({", ".join(f"{k}={v!r}" for k, v in given.items())})"',
         ) from error
     if not isinstance(model, nn.Module):
         raise Problem(
@@ -121,7 +121,7 @@ def _find(path: str) -> Callable[..., object]:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # a script, not a module, may even end the process
         raise Problem(
             "DB-MODEL-001",
             f"importing {module_name} raised {type(error).__name__}: {error}",

@@ -7,6 +7,7 @@ start; the resolved one is written into the run folder as job.json.
 import dataclasses
 import difflib
 import json
+import math
 import re
 import tomllib
 import types
@@ -24,6 +25,8 @@ from distbelief.workers.downpour import DownpourConfig
 from distbelief.workers.worker import WorkerConfig
 
 ENGINES = ("ray", "local")
+SEED_END = 2**32
+"""Epochs and workers multiply the seed, and torch takes 64 bits."""
 _UNTIL = re.compile(r"(\d+)(?:-(epochs|updates)|(s|m|h))")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -185,11 +188,19 @@ class Job:
         for name in ("workers", "shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.seed < 0 or self.threads < 0 or self.train.warm_start < 0:
-            raise ValueError("seed, threads and train.warm_start must be at least 0")
-        if self.save.every_s < 0 or self.save.keep < 2:
-            raise ValueError("save.every_s must be at least 0 and save.keep at least 2")
-        if self.model.width <= 0:
+        for key, number, least in (
+            ("threads", self.threads, 0),
+            ("train.warm_start", self.train.warm_start, 0),
+            ("train.clip_part_norm", self.train.clip_part_norm, 0),
+            ("data.image_size", self.data.image_size, 0),
+            ("save.every_s", self.save.every_s, 0),
+            ("save.keep", self.save.keep, 2),
+        ):
+            if not least <= number < math.inf:
+                raise ValueError(f"{key} must be at least {least}, got {number}")
+        if not 0 <= self.seed < SEED_END:
+            raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
+        if not 0 < self.model.width < math.inf:
             raise ValueError(f"model.width must be above 0, got {self.model.width}")
         if self.net.host not in ("127.0.0.1", "::1", "localhost") and not self.net.insecure:
             raise ValueError(
@@ -308,7 +319,7 @@ def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:  # Any: one 
                 f"unknown key {prefix}{key}",
                 fix=f"did you mean {prefix}{near[0]}?"
                 if near
-                else f"{prefix or 'a job '}takes {', '.join(names)}",
+                else f"{prefix[:-1] or 'a job'} takes {', '.join(names)}",
             )
         values[key] = _fit(hints[key], value, prefix + key)
     try:

@@ -28,6 +28,7 @@ from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.snapshot import SnapshotStore
 from distbelief.param_server.transport import ZmqClient, ZmqServer
+from distbelief.param_server.wire import sayable
 from distbelief.problem import Problem
 from distbelief.workers.control import Beat, Control, ControllerGone, Ended, Halt, Serving
 from distbelief.workers.worker import NonFiniteLoss, Worker
@@ -125,7 +126,7 @@ def _run_told(
                 name=spec.name,
                 inc=spec.inc,
                 code=code,
-                text=text[:4000],
+                text=sayable(text),
             )
         )
     except ControllerGone:
@@ -216,7 +217,7 @@ class _Beating:
             token=self._spec.token,
             name=self._spec.name,
             inc=self._spec.inc,
-            storage_error=(self._server.storage_error or "")[:1000],
+            storage_error=sayable(self._server.storage_error or ""),
         )
         try:
             return self._control.is_told(beat, every_s=BEAT_S, kind=Halt)

@@ -110,8 +110,11 @@ def refuse_sparse_modules(modules: Iterable[tuple[str, torch.nn.Module]]) -> Non
     Raises: ValueError naming the parameter.
     """
     for name, module in modules:
-        if getattr(module, "sparse", False) is True:
+        if not isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            continue
+        if module.sparse and module.weight.requires_grad:
+            weight = f"{name}.weight" if name else "weight"
             raise ValueError(
-                f"{name}.weight will have sparse gradients ({type(module).__name__} with "
+                f"{weight} will have sparse gradients ({type(module).__name__} with "
                 "sparse=True): parts are dense ranges. Use sparse=False"
             )

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 
-from distbelief.param_server.client import Client, Ticket
+from distbelief.param_server.client import Client
 from distbelief.param_server.errors import LocalError
+from distbelief.param_server.link import Ticket
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Comm:
             future.set_exception(self._failure or LocalError("the comm thread has ended"))
             return future
         self._calls.put((call, future))
+        self._answer_left()  # the thread may have ended between the two lines above
         if self._connected.done() and self._connected.exception() is None:
             self._connected.result().wake()
         return future
@@ -120,7 +122,11 @@ class Comm:
             logger.debug("comm ended: %s", error)
         if not self._connected.done():
             self._connected.set_exception(error)
-        while True:
+        self._answer_left()
+
+    def _answer_left(self) -> None:
+        """Fail what nobody will run any more; nothing while the thread serves."""
+        while self._failure is not None:
             try:
                 _, future = self._calls.get_nowait()
             except Empty:

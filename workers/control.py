@@ -126,6 +126,9 @@ ANSWERS = wire.Codec(Shards, Work, Wait, Halt, Noted)
 PAUSE_S = 0.1
 """Between two questions when the answer was to wait."""
 
+RETRY_S = 5.0
+"""A beat without an answer for so long is sent again, over a new link."""
+
 _A = TypeVar("_A")
 
 
@@ -150,6 +153,7 @@ class Control:
         self._clock = clock
         self._sleep = sleep
         self._asked_at = self._answered_at = clock()
+        self._is_beat_open = False
         transport.connect(0, endpoint)
 
     def tell(self, note: Stepped) -> None:
@@ -161,6 +165,8 @@ class Control:
 
         Raises: ControllerGone after `give_up_s`; RemoteProtocolError.
         """
+        if self._is_beat_open:  # or its answer would be taken for this note's
+            self._connect_anew()
         self._transport.send(0, [wire.encode(note)])
         deadline = self._clock() + self._give_up_s
         while self._clock() < deadline:
@@ -204,13 +210,22 @@ class Control:
         received = self._transport.recv(0)
         if received is not None:
             self._answered_at = now
+            self._is_beat_open = False
             return isinstance(ANSWERS.decode(received[1][0]), kind)
-        if now - self._asked_at >= every_s:
+        # One at a time: a queue full of notes to a controller that is gone would block `send`.
+        if now - self._asked_at >= (max(every_s, RETRY_S) if self._is_beat_open else every_s):
+            if self._is_beat_open:
+                self._connect_anew()
             self._transport.send(0, [wire.encode(note)])
             self._asked_at = now
+            self._is_beat_open = True
         if now - self._answered_at > self._give_up_s:
             raise ControllerGone(f"the controller at {self._endpoint} is silent")
         return False
 
     def close(self) -> None:
         self._transport.close()
+
+    def _connect_anew(self) -> None:
+        self._transport.connect(0, self._endpoint)
+        self._is_beat_open = False

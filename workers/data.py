@@ -5,6 +5,8 @@ fashion-mnist[:PATH]   60,000 + 10,000 28x28 images in IDX files (gzip or not)
 """
 
 import gzip
+import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +92,8 @@ def _fashion_mnist(split: str, folder: Path) -> Images:
     labels = _read_idx(folder, f"{stem}-labels-idx1-ubyte", _IDX_LABELS)
     if len(pixels) != len(labels):
         raise ValueError(f"{folder}: {len(pixels)} images but {len(labels)} labels in {split}")
+    if not len(labels):
+        raise ValueError(f"{folder}: no images in {split}")
     if labels.max(initial=0) > 9:
         raise ValueError(f"{folder}: a label is {labels.max()}, Fashion-MNIST has 0 to 9")
     # Mean and deviation of the 60,000 training images, in units of 255.
@@ -111,13 +115,13 @@ def _read_idx(
         )
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: {error}") from error
     dimensions = magic & 0xFF
     header = 4 * (1 + dimensions)
     if len(raw) < header or int.from_bytes(raw[:4], "big") != magic:
         raise ValueError(f"{path} is not an IDX file of {dimensions} dimensions")
-    shape = tuple(np.frombuffer(raw, ">u4", dimensions, 4).astype(int))
-    if len(raw) - header != int(np.prod(shape)):
+    shape = tuple(np.frombuffer(raw, ">u4", dimensions, 4).tolist())
+    if len(raw) - header != math.prod(shape):
         raise ValueError(f"{path} holds {len(raw) - header} bytes of data, its header says {shape}")
     return np.frombuffer(bytearray(raw), np.uint8, offset=header).reshape(shape)

@@ -161,7 +161,7 @@ class Worker:
         inputs, targets = inputs.to(self._config.device), targets.to(self._config.device)
         downpour.zero_grad()
         loss = loss_of(self._model, self._model(inputs), targets)
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteLoss(
                 f"{self._identity.w}: the loss is {value} at step {downpour.num_steps}, epoch "
