@@ -3,13 +3,17 @@
 import json
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from distbelief import __version__
+
+if TYPE_CHECKING:
+    from distbelief.result import Accuracy, Result
 
 FLAGS: dict[str, str] = {
     "model": "model.factory",
@@ -112,7 +116,7 @@ def launch_command(
             signal.signal(number, handler)
     if result.error is not None:
         click.echo(result.error["text"], err=True)
-    click.echo(result.to_json() if as_json else _summary(json.loads(result.to_json())))
+    click.echo(result.to_json() if as_json else _summary(result))
     if result.exit == "stopped":
         sys.exit(128 + (signals[0] if signals else signal.SIGINT))
     sys.exit(EXIT_CODES[result.exit])
@@ -134,34 +138,33 @@ def eval_command(run: Path, data: str | None, split: str, as_json: bool) -> None
         click.echo(str(problem), err=True)
         sys.exit(problem.exit_code)
     if as_json:
-        click.echo(json.dumps({"type": "eval", "v": 1, "run_dir": str(run), **accuracy}))
+        click.echo(json.dumps({"type": "eval", "v": 1, "run_dir": str(run), **asdict(accuracy)}))
     else:
         click.echo(_accuracy(accuracy))
 
 
-def _summary(result: dict[str, Any]) -> str:  # Any: JSON
+def _summary(result: "Result") -> str:
     """The result for a person."""
-    stale = result["staleness"]
+    stale = result.staleness
     lines = [
-        f"{result['exit']}: run {result['run']}",
-        f"  {result['samples']} samples in {result['updates']} updates, "
-        f"{result['train_s']:.1f} s of training ({result['samples_per_s']:.0f} samples/s), "
-        f"{result['wall_s']:.1f} s in all",
+        f"{result.exit}: run {result.run}",
+        f"  {result.samples} samples in {result.updates} updates, {result.train_s:.1f} s of "
+        f"training ({result.samples_per_s:.0f} samples/s), {result.wall_s:.1f} s in all",
         f"  staleness p50/p95/max {stale['p50']}/{stale['p95']}/{stale['max']}",
     ]
-    if result["train_loss"] is not None:
-        lines.append(f"  train loss {result['train_loss']:.4f}")
-    if result["workers_lost"]:
-        lines.append(f"  workers lost on the way: {result['workers_lost']}")
-    if result["eval"] is not None:
-        lines.append("  " + _accuracy(result["eval"]))
-    lines.append(f"  {result['run_dir']}/result.json")
+    if result.train_loss is not None:
+        lines.append(f"  train loss {result.train_loss:.4f}")
+    if result.workers_lost:
+        lines.append(f"  workers lost on the way: {result.workers_lost}")
+    if result.eval is not None:
+        lines.append("  " + _accuracy(result.eval))
+    lines.append(f"  {result.run_dir}/result.json")
     return "\n".join(lines)
 
 
-def _accuracy(accuracy: dict[str, Any]) -> str:  # Any: JSON
-    top5 = "" if accuracy["top5"] is None else f", top-5 {accuracy['top5']:.4f}"
-    return f"{accuracy['split']} top-1 {accuracy['top1']:.4f}{top5}"
+def _accuracy(accuracy: "Accuracy") -> str:
+    top5 = "" if accuracy.top5 is None else f", top-5 {accuracy.top5:.4f}"
+    return f"{accuracy.split} top-1 {accuracy.top1:.4f}{top5}"
 
 
 def main() -> None:

@@ -107,6 +107,9 @@ class Controller:
         self._initialiser: str | None = None
         self._alive: dict[str, int] = {}
         self._gone: dict[str, int] = {}
+        self._heard: dict[str, float] = {}
+        self._given: dict[str, tuple[int, Work]] = {}
+        self._answered: dict[str, int] = {}
         self._version = 0
         self._window = _Window()
 
@@ -120,6 +123,7 @@ class Controller:
             return Halt()
         if note.inc <= self._gone.get(note.name, 0) and not isinstance(note, Ended):
             return None  # it was still on its way; a lease for the dead would never come back
+        self._heard[note.name] = now
         if isinstance(note, Stepped):
             self._stepped(note, now)
             return None
@@ -144,6 +148,10 @@ class Controller:
         self.lost.append(name)
         self._forget(name)
         return self.queue.give_back(name)
+
+    def silent(self, now: float, patience_s: float) -> list[str]:
+        """Workers that take part and have said nothing for longer than that."""
+        return [w for w in self._alive if now - self._heard.get(w, now) > patience_s]
 
     def tick(self, now: float) -> None:
         """Stop handing out work when the time is up."""
@@ -214,8 +222,9 @@ class Controller:
         self._alive[note.name] = note.inc
         if len(self.endpoints) < self._num_shards:
             return Wait()
-        if self._initialiser is None:
-            self._initialiser = note.name
+        self._initialiser = self._initialiser or note.name
+        if self.began_at is None and self._initialiser != note.name:
+            return Wait()  # until the parameters are there; if their bringer dies, it is its turn
         return Shards(
             endpoints=tuple(self.endpoints[i] for i in range(self._num_shards)),
             initialise=self._initialiser == note.name,
@@ -224,14 +233,20 @@ class Controller:
     def _next(self, note: Next, now: float) -> AnyAnswer:
         if self.began_at is None:
             self.began_at = now
+        number, work = self._given.get(note.name, (0, None))
+        if work is not None and note.taken < number:
+            return work  # the answer was lost
         lease = self.queue.take(note.name)
         if lease is not None:
-            return Work(epoch=lease.epoch, start=lease.start, stop=lease.stop)
+            work = Work(epoch=lease.epoch, start=lease.start, stop=lease.stop)
+            self._given[note.name] = (note.taken + 1, work)
+            return work
         # Nothing for now: another worker may still be lost, and its lease come back.
         return Halt() if self.queue.is_finished else Wait()
 
     def _stepped(self, note: Stepped, now: float) -> None:
-        self.queue.advance(note.name, note.answered)
+        self.queue.advance(note.name, note.answered - self._answered.get(note.name, 0))
+        self._answered[note.name] = note.answered
         self.last_step_at = now
         if note.samples:
             window = self._window
@@ -258,6 +273,8 @@ class Controller:
     def _forget(self, name: str) -> None:
         if name in self._alive:
             self._gone[name] = self._alive.pop(name)
+        self._given.pop(name, None)
+        self._answered.pop(name, None)
         if self._initialiser == name and self.began_at is None:
             self._initialiser = None  # the next one to ask brings the first parameters
 

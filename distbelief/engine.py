@@ -1,11 +1,13 @@
 """Engine: the seam that starts the processes of a job. `local` is plain subprocesses."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Protocol
 
+from distbelief.problem import Problem
 from distbelief.process import Spec
 
 
@@ -56,8 +58,9 @@ class LocalProcess:
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         assert self._process.stdin is not None
-        self._process.stdin.write(spec.to_json().encode())
-        self._process.stdin.close()
+        # A process that died at once is found by poll, not here.
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(spec.to_json().encode())
 
     def poll(self) -> str | None:
         code = self._process.poll()
@@ -77,7 +80,10 @@ class LocalEngine:
     name = "local"
 
     def start(self, spec: Spec) -> LocalProcess:
-        return LocalProcess(spec)
+        try:
+            return LocalProcess(spec)
+        except OSError as error:
+            raise Problem("DB-ENV-003", f"{spec.name} could not be started: {error}") from error
 
     def close(self) -> None:
         pass

@@ -11,16 +11,15 @@ from torch import nn
 from distbelief.factory import load_images, make_model
 from distbelief.job import Job
 from distbelief.problem import Problem
+from distbelief.result import Accuracy
 from distbelief.workers.data import Images
 
 MODEL = "model.safetensors"
 """The state dict of a run's model, in its run folder: parameters and buffers."""
 
 
-def evaluate(
-    model: nn.Module, images: Images, split: str, batch_size: int = 100
-) -> dict[str, object]:
-    """Top-1 and top-5 accuracy in [0, 1]; top5 is None below 6 classes.
+def evaluate(model: nn.Module, images: Images, split: str, batch_size: int = 100) -> Accuracy:
+    """Top-1 and top-5 accuracy.
 
     Raises: Problem if the model does not give one row of scores a sample.
     """
@@ -42,11 +41,9 @@ def evaluate(
             top1 += int(hits[:, 0].sum())
             top5 += int(hits.any(dim=1).sum())
     model.train(was_training)
-    return {
-        "split": split,
-        "top1": top1 / len(images),
-        "top5": top5 / len(images) if images.num_classes > 5 else None,
-    }
+    return Accuracy(
+        split, top1 / len(images), top5 / len(images) if images.num_classes > 5 else None
+    )
 
 
 def save_model(model: nn.Module, run: Path) -> Path:
@@ -62,7 +59,7 @@ def save_model(model: nn.Module, run: Path) -> Path:
     return path
 
 
-def evaluate_run(run: Path, split: str, source: str | None = None) -> dict[str, object]:
+def evaluate_run(run: Path, split: str, source: str | None = None) -> Accuracy:
     """Build the model of a run folder again and evaluate it.
 
     source: other data than the run's. Raises: Problem.

@@ -1,5 +1,6 @@
 """Factory: from the name of a model to an nn.Module and its contract with the shards."""
 
+import copy
 import importlib
 import inspect
 import sys
@@ -19,6 +20,7 @@ from distbelief.param_server.partition import Partition
 from distbelief.problem import Problem
 from distbelief.workers.arena import refuse_sparse_modules
 from distbelief.workers.data import Images, load
+from distbelief.workers.worker import loss_of
 
 KNOWN: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # Any: arguments of the factory
     "googlenet": ("distbelief.model.googlenet:GoogLeNet", {}),
@@ -93,6 +95,26 @@ def make_contract(job: Job, model: nn.Module, num_samples: int) -> Contract:
     except ValueError as error:
         raise Problem("DB-MODEL-003", str(error)) from error
     return contract
+
+
+def try_model(job: Job, model: nn.Module, images: Images) -> None:
+    """Run one batch through a copy of the model, so that a misfit shows before the start.
+
+    Raises: Problem if its forward pass or its loss does.
+    """
+    trial = copy.deepcopy(model)
+    inputs, targets = images.batch(torch.arange(min(job.train.batch_size, len(images))))
+    try:
+        with torch.no_grad():
+            loss_of(trial, trial.train()(inputs), targets)
+    except Exception as error:  # the user's code may raise anything
+        raise Problem(
+            "DB-MODEL-005",
+            f"a first batch {list(inputs.shape)} failed in {type(model).__name__}: "
+            f"{type(error).__name__}: {error}",
+            why=_user_frames(error),
+            fix="does the model fit the data? See num_classes, in_channels and image_size",
+        ) from error
 
 
 def load_images(job: Job, split: str) -> Images:

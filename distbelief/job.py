@@ -27,7 +27,7 @@ from distbelief.workers.worker import WorkerConfig
 ENGINES = ("ray", "local")
 SEED_END = 2**32
 """Epochs and workers multiply the seed, and torch takes 64 bits."""
-_UNTIL = re.compile(r"(\d+)(?:-(epochs|updates)|(s|m|h))")
+_UNTIL = re.compile(r"(\d+)(?:-(epoch|update)s?|(s|m|h))")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -50,7 +50,7 @@ class Until:
         number, unit, time_unit = int(match[1]), match[2], match[3]
         if time_unit:
             return cls(seconds=number * _SECONDS[time_unit])
-        return cls(epochs=number) if unit == "epochs" else cls(updates=number)
+        return cls(epochs=number) if unit == "epoch" else cls(updates=number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +176,8 @@ class Job:
     threads: int = 0
     """Threads of torch in each worker; 0 divides the machine's cores by the workers."""
     device: str = "cpu"
+    silence_s: float = 300.0
+    """A worker that has said nothing for so long is ended; one batch must not take longer."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -190,6 +192,7 @@ class Job:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for key, number, least in (
             ("threads", self.threads, 0),
+            ("silence_s", self.silence_s, 1),
             ("train.warm_start", self.train.warm_start, 0),
             ("train.clip_part_norm", self.train.clip_part_norm, 0),
             ("data.image_size", self.data.image_size, 0),

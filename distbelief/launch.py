@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from distbelief.controller import Controller
 from distbelief.engine import Engine, LocalEngine, Process
 from distbelief.evaluate import evaluate, save_model
-from distbelief.factory import load_images, make_contract, make_model
+from distbelief.factory import load_images, make_contract, make_model, try_model
 from distbelief.job import Job, Until
 from distbelief.live import LiveLine
 from distbelief.param_server.client import Client, Fetched, Identity
@@ -72,6 +72,7 @@ def launch(job: Job, *, live: LiveLine | None = None, stop: Stop | None = None) 
     images, test = load_images(job, "train"), load_images(job, "test")
     model = make_model(job, images)
     contract = make_contract(job, model, len(images))
+    try_model(job, model, images)
 
     run = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = _make_run_folder(Path(job.run_dir), run)
@@ -91,8 +92,10 @@ def launch(job: Job, *, live: LiveLine | None = None, stop: Stop | None = None) 
         _take_parameters(model, contract, trained)
         save_model(model, folder)
         result.eval = evaluate(model, test, "test")
-    except _StoppedNow:
+    except (_StoppedNow, KeyboardInterrupt) as reason:
         result.exit = "stopped"
+        if isinstance(reason, KeyboardInterrupt):
+            raise
     except Problem as error:
         result.exit, result.error = "failed", {"code": error.code, "text": str(error)}
     except DistBeliefError as error:
@@ -103,7 +106,10 @@ def launch(job: Job, *, live: LiveLine | None = None, stop: Stop | None = None) 
         result.exit, result.error = "failed", {"code": "DB-RUN-009", "text": text}
     finally:
         result.wall_s = round(time.monotonic() - began, 3)
-        result.write(folder)
+        try:
+            result.write(folder)
+        except OSError as error:  # the caller still gets it
+            logger.error("%s/result.json cannot be written: %s", folder, error)
     return result
 
 
@@ -210,9 +216,12 @@ class _Run:
             now = time.monotonic()
             self._controller.tick(now)
             running = [worker for worker in running if not self._has_ended(worker)]
+            self._give_up_silent(now, running)
             self._check(now, began)
             self._heed_stop(now, running)
             self._live.update(self._controller.progress(now))
+        if self._controller.began_at is None and self._stop.level:
+            raise _StoppedNow  # there is nothing to save yet
         if not self._controller.queue.is_finished:
             raise Problem(
                 "DB-RUN-005",
@@ -286,13 +295,23 @@ class _Run:
         queue = self._controller.queue
         if self._stop.level and not queue.is_stopped:
             queue.stop()
-            self._live.say("stopping safely: workers finish their step, then shards save")
-        if not queue.is_stopped:
+            self._live.say("stopping safely: workers finish their leases, then shards save")
+        if not (queue.is_stopped or queue.is_finished):
             return
         self._ending_since = self._ending_since or now
         if now - self._ending_since > STOP_TIMEOUT_S:
             for worker in running:  # found as lost by the next look
                 self._live.say(f"worker {worker.name} did not end within {STOP_TIMEOUT_S:.0f} s")
+                worker.kill()
+
+    def _give_up_silent(self, now: float, running: list[Process]) -> None:
+        """A worker that is frozen holds leases that nobody else gets: end it."""
+        silent = self._controller.silent(now, self._job.silence_s)
+        for worker in running:
+            if worker.name in silent:  # found as lost by the next look
+                self._live.say(
+                    f"worker {worker.name} has said nothing for {self._job.silence_s:.0f} s"
+                )
                 worker.kill()
 
     # At the end
@@ -322,23 +341,28 @@ class _Run:
             "max": staleness.maximum,
         }
         self._controller.is_halting_shards = True
-        self._wait_for_shards(inbox)
+        in_time = self._wait_for_shards(inbox)
         errors = [
             f"{name}: {text}" for name, (code, text) in self._controller.ended.items() if code
         ]
+        if not in_time:
+            errors.append(f"shards did not end within {STOP_TIMEOUT_S:.0f} s: nothing was saved")
         if errors:
             result.exit, result.error = "storage", {"code": "DB-STORE-001", "text": errors[0]}
         else:
             result.exit = "stopped" if self._stop.level else "done"
         return trained
 
-    def _wait_for_shards(self, inbox: ZmqServer) -> None:
+    def _wait_for_shards(self, inbox: ZmqServer) -> bool:
+        """Serve shards until all have ended; False if they take too long."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while any(shard.poll() is None for shard in self._shards):
             self._serve(inbox)
+            if self._stop.level >= 2:
+                raise _StoppedNow
             if time.monotonic() > deadline:
-                self._live.say(f"shards did not end within {STOP_TIMEOUT_S:.0f} s")
-                return
+                return False
+        return True
 
     def _fill_result(self) -> None:
         """What the controller knows, whichever way the run ended."""

@@ -108,7 +108,7 @@ def _run_told(
         logger.error("%s", error)
         return
     except Problem as error:
-        code, text = error.code, "\n".join(filter(None, (error.what, error.why)))
+        code, text = error.code, "\n".join(filter(None, (error.what, error.why, error.fix)))
     except NonFiniteLoss as error:
         code, text = "DB-TRAIN-001", str(error)
     except DistBeliefError as error:

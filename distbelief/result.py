@@ -7,6 +7,16 @@ from pathlib import Path
 EXITS = ("done", "stopped", "failed", "degraded", "storage")
 
 
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Of a model on a split, in [0, 1]."""
+
+    split: str
+    top1: float
+    top5: float | None
+    """None below 6 classes."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Result:
     """What a run came to. Rates and times in seconds; accuracies in [0, 1]."""
@@ -22,7 +32,7 @@ class Result:
     """The smallest version of a part."""
     train_loss: float | None = None
     """Mean over the newest samples, at most an epoch of them."""
-    eval: dict[str, object] | None = None
+    eval: Accuracy | None = None
     staleness: dict[str, int | float | None] = field(
         default_factory=lambda: {"p50": None, "p95": None, "max": None}
     )

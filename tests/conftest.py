@@ -2,6 +2,8 @@
 
 import os
 import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,6 +14,7 @@ import torch
 
 from tests.helpers import leaks
 from tests.helpers.leaks import no_leaks, pytest_runtest_makereport
+from tests.helpers.runs import TINY
 
 __all__ = ["no_leaks", "pytest_runtest_makereport"]  # pytest finds a fixture and a hook by name
 
@@ -64,6 +67,16 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     return ROOT
+
+
+@pytest.fixture
+def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder with a module of theirs, tiny.py; the current one."""
+    (tmp_path / "tiny.py").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("tiny", None)
 
 
 @pytest.fixture(scope="session")

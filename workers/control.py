@@ -58,13 +58,15 @@ class Beat(Note):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Next(Note):
     op: ClassVar[str] = "next"
+    taken: int
+    """Leases that this incarnation was given; the same number again gets the same lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stepped(Note):
     op: ClassVar[str] = "stepped"
     answered: int
-    """Samples whose pushes were answered since the note before."""
+    """Samples whose pushes were answered, since this incarnation began; so a lost note heals."""
     samples: int
     """Samples of this step's batch."""
     loss: float
@@ -127,7 +129,7 @@ PAUSE_S = 0.1
 """Between two questions when the answer was to wait."""
 
 RETRY_S = 5.0
-"""A beat without an answer for so long is sent again, over a new link."""
+"""A note without an answer for so long is sent again, over a new link; all may come twice."""
 
 _A = TypeVar("_A")
 
@@ -154,6 +156,7 @@ class Control:
         self._sleep = sleep
         self._asked_at = self._answered_at = clock()
         self._is_beat_open = False
+        self._is_gone = False
         transport.connect(0, endpoint)
 
     def tell(self, note: Stepped) -> None:
@@ -161,20 +164,24 @@ class Control:
         self._transport.send(0, [wire.encode(note)])
 
     def ask(self, note: AnyNote) -> AnyAnswer:
-        """Send a note and wait for its answer.
+        """Send a note and wait for its answer, asking again where that does not come.
 
-        Raises: ControllerGone after `give_up_s`; RemoteProtocolError.
+        Raises: ControllerGone after `give_up_s`, and at once from then on; RemoteProtocolError.
         """
         if self._is_beat_open:  # or its answer would be taken for this note's
             self._connect_anew()
-        self._transport.send(0, [wire.encode(note)])
-        deadline = self._clock() + self._give_up_s
-        while self._clock() < deadline:
-            received = self._transport.recv(0.5)
-            if received is not None:
-                answer = ANSWERS.decode(received[1][0])
-                assert isinstance(answer, AnyAnswer)  # the codec knows no other messages
-                return answer
+        began = self._clock()
+        while not self._is_gone and self._clock() - began < self._give_up_s:
+            self._transport.send(0, [wire.encode(note)])
+            asked = self._clock()
+            while self._clock() - asked < RETRY_S:
+                received = self._transport.recv(0.5)
+                if received is not None:
+                    answer = ANSWERS.decode(received[1][0])
+                    assert isinstance(answer, AnyAnswer)  # the codec knows no other messages
+                    return answer
+            self._connect_anew()
+        self._is_gone = True
         raise ControllerGone(
             f"the controller at {self._endpoint} has not answered {note.op} for "
             f"{self._give_up_s:.0f} s: was the launcher killed?"
@@ -220,6 +227,7 @@ class Control:
             self._asked_at = now
             self._is_beat_open = True
         if now - self._answered_at > self._give_up_s:
+            self._is_gone = True
             raise ControllerGone(f"the controller at {self._endpoint} is silent")
         return False
 

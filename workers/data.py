@@ -59,7 +59,7 @@ def load(source: str, split: str, image_size: int = 0) -> Images:
     if kind == "digits" and not path:
         images = _digits(split)
     elif kind == "fashion-mnist":
-        images = _fashion_mnist(split, Path(path) if path else FASHION_MNIST)
+        images = _fashion_mnist(split, Path(path).expanduser() if path else FASHION_MNIST)
     else:
         raise ValueError(f"data source {source!r} is none of digits, fashion-mnist[:PATH]")
     if image_size < 0:

@@ -19,6 +19,7 @@ so the first push carries one gradient and later ones n_push, as a sum. Two fetc
           to what was fetched as soon as it is there, between two steps.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from copy import copy
@@ -292,9 +293,15 @@ class Downpour(torch.optim.Optimizer):
 
 
 def clip_(grad: Tensor, limit: float) -> None:
-    """Scale a gradient down to a norm in place, as torch.nn.utils.clip_grad_norm_ does."""
+    """Scale a gradient down to a norm in place, as torch.nn.utils.clip_grad_norm_ does.
+
+    A gradient whose norm is not finite becomes NaN throughout, and every shard refuses it.
+    """
     norm = float(torch.linalg.vector_norm(grad))
-    grad.mul_(min(1.0, limit / (norm + 1e-6)))
+    if math.isfinite(norm):
+        grad.mul_(min(1.0, limit / (norm + 1e-6)))
+    else:  # of no use as a whole: so that no shard takes the parts that happen to be finite
+        grad.fill_(math.nan)
 
 
 def _whole(conversation: Callable[[Client], object]) -> Callable[[Client], Ticket]:

@@ -98,7 +98,6 @@ class Worker:
         self._buffers = BufferLayout.of(model)
         self._order: tuple[int, Tensor] | None = None
         self._samples = 0
-        self._told_samples = 0
         self._told_pushes = 0
         self._samples_since_merge = 0
         self._steps_since_merge = 0
@@ -137,7 +136,7 @@ class Worker:
     def _train(self, downpour: Downpour) -> None:
         me = self._identity
         self._model.train()
-        note = Next(run=me.run, token=me.token, name=me.w, inc=me.inc)
+        taken = 0
 
         def finish() -> None:
             if self._samples > downpour.answered_samples:
@@ -145,9 +144,11 @@ class Worker:
                 self._tell(downpour, 0, 0.0)
 
         while True:
+            note = Next(run=me.run, token=me.token, name=me.w, inc=me.inc, taken=taken)
             work = self._control.until(note, Work, on_idle=finish)
             if work is None:
                 break
+            taken += 1
             order = self._epoch(work.epoch)
             for start in range(work.start, work.stop, self._config.batch_size):
                 indices = order[start : min(start + self._config.batch_size, work.stop)]
@@ -193,7 +194,7 @@ class Worker:
                 token=me.token,
                 name=me.w,
                 inc=me.inc,
-                answered=downpour.answered_samples - self._told_samples,
+                answered=downpour.answered_samples,
                 samples=samples,
                 loss=loss,
                 pushed=is_new,
@@ -203,7 +204,6 @@ class Worker:
                 reason=reason,
             )
         )
-        self._told_samples = downpour.answered_samples
         self._told_pushes = downpour.num_answered
 
     def _merge(self, downpour: Downpour) -> None:

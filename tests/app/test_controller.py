@@ -1,5 +1,7 @@
 """The controller: notes in, answers out; it knows who takes part and who trains on what."""
 
+from collections import Counter
+
 import pytest
 
 from distbelief.controller import Controller
@@ -26,6 +28,7 @@ class Play:
         self.queue = LeaseQueue(100, 20, num_epochs)
         self.controller = Controller("job", "secret", self.queue, num_shards, num_epochs, **end)
         self.now = 0.0
+        self.taken: Counter[tuple[str, int]] = Counter()
         for index in range(num_shards if serve else 0):
             self.serve(index)
 
@@ -40,8 +43,11 @@ class Play:
     def where(self, name="w0"):
         return self.say(Where, name, pid=20, host="h")
 
-    def next(self, name="w0", **more):
-        return self.say(Next, name, **more)
+    def next(self, name="w0", inc=1, is_lost=False):
+        """Ask for a lease; with is_lost the answer does not arrive."""
+        answer = self.say(Next, name, inc, taken=self.taken[name, inc])
+        self.taken[name, inc] += isinstance(answer, Work) and not is_lost
+        return answer
 
     def step(self, name="w0", answered=0, samples=0, loss=1.0, **more):
         fields = {"pushed": False, "staleness": 0, "version": 0, "refused": 0, "reason": "", **more}
@@ -65,12 +71,17 @@ def test_workers_wait_until_all_shards_serve():
 
 def test_one_worker_brings_the_first_parameters():
     play = Play()
-    assert [play.where(w).initialise for w in ("w1", "w0", "w1")] == [True, False, True]
+    assert play.where("w1").initialise
+    assert play.where("w0") == Wait()
+    assert play.where("w1").initialise  # it asks again where the answer was lost
+    play.next("w1")
+    assert not play.where("w0").initialise
 
 
 def test_a_worker_lost_before_the_beginning_is_replaced_as_initialiser():
     play = Play()
     assert play.where("w0").initialise
+    assert play.where("w1") == Wait()
     play.controller.lose("w0")
     assert play.where("w1").initialise
 
@@ -92,6 +103,37 @@ def test_work_is_handed_out_until_the_epochs_are_done():
     play.step(answered=100)
     assert play.next() == Halt()
     assert play.controller.progress(1.0).samples == 100
+
+
+def test_a_question_asked_again_gets_the_same_lease():
+    play = Play()
+    play.where()
+    lost = play.next(is_lost=True)
+    assert play.next() == lost
+    assert play.next() != lost
+    play.step(answered=40)
+    assert play.controller.progress(0.0).samples == 40
+
+
+def test_a_lost_note_of_answered_samples_is_made_up_by_the_next_one():
+    play = Play()
+    play.where()
+    play.next()
+    # answered=5 was lost on the way
+    play.step(answered=12)
+    play.step(answered=12)
+    assert play.controller.progress(0.0).samples == 12
+
+
+def test_a_worker_that_says_nothing_for_too_long_is_silent():
+    play = Play()
+    play.where("w0")
+    play.now = 200.0
+    play.where("w1")
+    assert play.controller.silent(300.0, patience_s=300.0) == []
+    assert play.controller.silent(301.0, patience_s=300.0) == ["w0"]
+    play.controller.lose("w0")
+    assert play.controller.silent(301.0, patience_s=300.0) == []
 
 
 def test_the_work_of_a_lost_worker_goes_to_the_others():
@@ -149,7 +191,7 @@ def test_the_first_error_is_the_first():
 @pytest.mark.parametrize("wrong", [{"token": "guess"}, {"run": "other"}, {"token": "sécret"}])
 def test_a_stranger_is_counted_and_told_to_halt(wrong):
     play = Play()
-    assert play.next(**wrong) == Halt()
+    assert play.say(Next, taken=0, **wrong) == Halt()
     assert play.say(Where, pid=1, host="h", **wrong) == Halt()
     assert play.controller.num_strangers == 2
     assert play.controller.began_at is None
@@ -203,7 +245,7 @@ def test_progress_tells_how_far_the_run_is():
     play.next()
     for second in (11.0, 12.0):
         play.now = second
-        play.push(int(second), answered=10, samples=10, loss=2.0, staleness=3)
+        play.push(int(second), answered=10 * int(second - 10), samples=10, loss=2.0, staleness=3)
     progress = play.controller.progress(14.0)
     assert (progress.samples, progress.total_samples, progress.updates) == (20, 200, 12)
     assert (progress.loss, progress.num_workers, progress.refused) == (2.0, 1, 0)

@@ -11,6 +11,7 @@ from distbelief.evaluate import MODEL, evaluate, evaluate_run, save_model
 from distbelief.factory import load_images, make_model
 from distbelief.job import Job, load_job
 from distbelief.problem import Problem
+from distbelief.result import Accuracy
 from distbelief.workers.data import Images
 
 
@@ -34,18 +35,14 @@ def test_accuracies_equal_a_direct_count():
     scores, images = torch.randn(250, 9), rows(250, 9)
     rank = (scores > scores.gather(1, images.targets.view(-1, 1))).sum(1)
     accuracy = evaluate(Scores(scores), images, "test", batch_size=64)
-    assert accuracy == {
-        "split": "test",
-        "top1": int((rank < 1).sum()) / 250,
-        "top5": int((rank < 5).sum()) / 250,
-    }
+    assert accuracy == Accuracy("test", int((rank < 1).sum()) / 250, int((rank < 5).sum()) / 250)
     assert 0 < int((rank < 1).sum()) < int((rank < 5).sum()) < 250
 
 
 @pytest.mark.parametrize(("num_classes", "has_top5"), [(2, False), (5, False), (6, True)])
 def test_below_six_classes_there_is_no_top5(num_classes, has_top5):
     accuracy = evaluate(Scores(torch.randn(20, num_classes)), rows(20, num_classes), "train")
-    assert (accuracy["top5"] is not None) == has_top5
+    assert (accuracy.top5 is not None) == has_top5
 
 
 def test_a_model_is_evaluated_in_eval_mode_and_left_as_it_was():
@@ -132,13 +129,13 @@ def test_a_saved_run_evaluates_as_the_model_did(run):
     model.load_state_dict(load_file(run / MODEL), strict=False)
     assert model.get_parameter("second.weight") is model.get_parameter("first.weight")
     assert evaluate_run(run, "test") == evaluate(model, images, "test")
-    assert evaluate_run(run, "train")["split"] == "train"
+    assert evaluate_run(run, "train").split == "train"
 
 
 def test_other_data_is_taken_in_the_runs_own_size(run, fashion_mnist_dir):
     assert job_in(run).data.image_size == 8
     accuracy = evaluate_run(run, "test", f"fashion-mnist:{fashion_mnist_dir}")
-    assert accuracy["top1"] is not None  # and 28 pixels would not fit the model
+    assert 0 <= accuracy.top1 <= 1  # and 28 pixels would not fit the model
 
 
 def test_a_folder_that_is_no_run_is_a_problem(tmp_path):

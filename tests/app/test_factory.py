@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from distbelief.factory import load_images, make_contract, make_model
+from distbelief.factory import load_images, make_contract, make_model, try_model
 from distbelief.job import Job, load_job
 from distbelief.problem import Problem
 from distbelief.workers.data import Images
@@ -218,3 +218,18 @@ def test_data_that_cannot_be_opened_is_a_problem(tmp_path):
     with pytest.raises(Problem, match="no train-images-idx3-ubyte") as caught:
         load_images(load_job(None, {"data.source": f"fashion-mnist:{tmp_path}"}, ()), "train")
     assert (caught.value.code, caught.value.exit_code) == ("DB-DATA-001", 2)
+
+
+def test_a_model_that_does_not_fit_the_data_is_found_before_the_start():
+    images = Images(torch.randn(40, 1, 4, 4), torch.zeros(40, dtype=torch.int64), 3)
+    with pytest.raises(Problem, match=r"a first batch \[32, 1, 4, 4\] failed in Linear") as caught:
+        try_model(Job(), torch.nn.Linear(7, 3), images)
+    assert caught.value.code == "DB-MODEL-005"
+
+
+def test_the_trial_leaves_the_model_as_it_was():
+    images = Images(torch.randn(40, 6), torch.zeros(40, dtype=torch.int64), 6)
+    model = torch.nn.BatchNorm1d(6).eval()
+    try_model(Job(), model, images)
+    assert int(model.state_dict()["num_batches_tracked"]) == 0
+    assert not model.training

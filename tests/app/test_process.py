@@ -44,7 +44,7 @@ def told(monkeypatch, error: Exception | None) -> tuple[str, str]:
         (NonFiniteLoss("w3: the loss is nan"), "DB-TRAIN-001", "w3: the loss is nan"),
         (ShardUnavailable("shard 0 is silent"), "DB-RUN-001", "shard 0 is silent"),
         (KeyError("layer"), "DB-TRAIN-002", "KeyError: 'layer'"),
-        (Problem("DB-MODEL-001", "what", why="why", fix="fix"), "DB-MODEL-001", "what\nwhy"),
+        (Problem("DB-MODEL-001", "what", why="why", fix="fix"), "DB-MODEL-001", "what\nwhy\nfix"),
     ],
 )
 def test_the_controller_hears_how_a_process_ended(monkeypatch, error, code, text):

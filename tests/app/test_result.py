@@ -44,7 +44,7 @@ def test_the_record_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     result(exit="stopped").write(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
     broken = result(exit="done")
-    broken.eval = {"split": object()}
+    broken.error = {"code": object()}  # type: ignore[dict-item]  # on purpose
     with pytest.raises(TypeError):
         broken.write(tmp_path)
     assert json.loads((tmp_path / "result.json").read_text())["exit"] == "stopped"

@@ -11,7 +11,7 @@ import pytest
 
 from distbelief.evaluate import evaluate_run
 from distbelief.launch import Stop, launch
-from tests.helpers.runs import TINY, KillOnce, Watch, tiny_job
+from tests.helpers.runs import KillOnce, Watch, tiny_job
 
 RESULT_KEYS = {
     "type",
@@ -34,16 +34,6 @@ RESULT_KEYS = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A user's folder with a module of theirs; the current one."""
-    (tmp_path / "tiny.py").write_text(TINY)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("tiny", None)
-
-
 def cli(*args, **how):
     return subprocess.Popen(
         [sys.executable, "-m", "distbelief", *args],
@@ -54,25 +44,26 @@ def cli(*args, **how):
     )
 
 
-def test_a_run_ends_with_its_result_and_a_model_that_evaluates_to_the_same(folder):
-    result = launch(tiny_job(folder / "runs"), live=Watch())
+def test_a_run_ends_with_its_result_and_a_model_that_evaluates_to_the_same(user_folder):
+    result = launch(tiny_job(user_folder / "runs"), live=Watch())
     assert (result.exit, result.error) == ("done", None)
     assert result.samples == 2 * 1437  # every sample once an epoch
     assert result.updates == 2 * 45 + 2 * 0  # 11 leases of 4 batches and one of 1, twice
-    assert result.eval["top1"] > 0.8
-    assert evaluate_run(folder / "runs" / result.run, "test") == result.eval
-    written = json.loads((folder / "runs" / result.run / "result.json").read_text())
+    assert result.eval is not None
+    assert result.eval.top1 > 0.8
+    assert evaluate_run(user_folder / "runs" / result.run, "test") == result.eval
+    written = json.loads((user_folder / "runs" / result.run / "result.json").read_text())
     assert written == json.loads(result.to_json())
     assert written.keys() >= RESULT_KEYS
 
 
 @pytest.mark.parametrize("num_workers", [4, 8])
-def test_mean_staleness_is_one_less_than_the_workers_within_2_percent(folder, num_workers):
+def test_mean_staleness_is_one_less_than_the_workers_within_2_percent(user_folder, num_workers):
     """The law of design section 2, as the shards counted it, over at least 1,000 pushes a part."""
     changes = {"workers": num_workers, "until": "4000-updates", "train.batch_size": 2}
-    result = launch(tiny_job(folder / "runs", **changes), live=Watch())
+    result = launch(tiny_job(user_folder / "runs", **changes), live=Watch())
     assert result.exit == "done"
-    for shard in json.loads((folder / "runs" / result.run / "shards.json").read_text()):
+    for shard in json.loads((user_folder / "runs" / result.run / "shards.json").read_text()):
         staleness = shard["staleness"]
         pushes = staleness["steady_pushes"] / len(shard["version"])
         mean = staleness["steady_sum"] / staleness["steady_pushes"]
@@ -80,10 +71,10 @@ def test_mean_staleness_is_one_less_than_the_workers_within_2_percent(folder, nu
         assert mean == pytest.approx(num_workers - 1, rel=0.02)
 
 
-def test_kill_9_of_a_worker_in_the_middle_of_a_run_ends_normally_and_says_so(folder):
-    kill = KillOnce(folder / "runs", "w1", after_samples=400)
+def test_kill_9_of_a_worker_in_the_middle_of_a_run_ends_normally_and_says_so(user_folder):
+    kill = KillOnce(user_folder / "runs", "w1", after_samples=400)
     watch = Watch(kill)
-    job = tiny_job(folder / "runs", **{"model.factory": "tiny:Slow", "train.batch_size": 16})
+    job = tiny_job(user_folder / "runs", **{"model.factory": "tiny:Slow", "train.batch_size": 16})
     result = launch(job, live=watch)
     assert kill.killed is not None
     assert (result.exit, result.error, result.workers_lost) == ("done", None, 1)
@@ -91,24 +82,26 @@ def test_kill_9_of_a_worker_in_the_middle_of_a_run_ends_normally_and_says_so(fol
     assert any("w1 is lost (killed by signal 9)" in text for text in watch.said)
 
 
-def test_a_run_fails_with_the_reason_when_a_shard_is_killed(folder):
-    kill = KillOnce(folder / "runs", "shard1", after_samples=400)
-    job = tiny_job(folder / "runs", **{"model.factory": "tiny:Slow", "train.batch_size": 16})
+def test_a_run_fails_with_the_reason_when_a_shard_is_killed(user_folder):
+    kill = KillOnce(user_folder / "runs", "shard1", after_samples=400)
+    job = tiny_job(user_folder / "runs", **{"model.factory": "tiny:Slow", "train.batch_size": 16})
     result = launch(job, live=Watch(kill))
     assert result.exit == "failed"
+    assert result.error is not None
     assert result.error["code"] == "DB-RUN-003"
     assert "shard1 is lost (killed by signal 9)" in result.error["text"]
 
 
-def test_all_workers_lost_is_a_failure(folder):
-    kill = KillOnce(folder / "runs", "w0", after_samples=200)
+def test_all_workers_lost_is_a_failure(user_folder):
+    kill = KillOnce(user_folder / "runs", "w0", after_samples=200)
     changes = {"model.factory": "tiny:Slow", "train.batch_size": 16, "workers": 1}
-    result = launch(tiny_job(folder / "runs", **changes), live=Watch(kill))
+    result = launch(tiny_job(user_folder / "runs", **changes), live=Watch(kill))
     assert result.exit == "failed"
+    assert result.error is not None
     assert "all 1 workers are lost" in result.error["text"]
 
 
-def test_a_second_request_to_stop_ends_at_once(folder):
+def test_a_second_request_to_stop_ends_at_once(user_folder):
     stop = Stop()
 
     def ask_twice(progress):
@@ -116,7 +109,7 @@ def test_a_second_request_to_stop_ends_at_once(folder):
             stop.ask()
             stop.ask()
 
-    job = tiny_job(folder / "runs", **{"model.factory": "tiny:Slow", "until": "1h"})
+    job = tiny_job(user_folder / "runs", **{"model.factory": "tiny:Slow", "until": "1h"})
     began = time.monotonic()
     result = launch(job, live=Watch(ask_twice), stop=stop)
     assert result.exit == "stopped"
@@ -124,15 +117,15 @@ def test_a_second_request_to_stop_ends_at_once(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_safely_and_still_gives_a_result(folder, number):
+def test_a_signal_stops_safely_and_still_gives_a_result(user_folder, number):
     args = ["--engine", "local", "--model", "tiny:Slow", "--until", "1h", "--json"]
-    process = cli("launch", *args, cwd=folder)
+    process = cli("launch", *args, cwd=user_folder)
     try:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            logs = list(folder.glob("runs/*/logs/shard*.log"))
+            logs = list(user_folder.glob("runs/*/logs/shard*.log"))
             if any("serves at" in log.read_text() for log in logs) and list(
-                folder.glob("runs/*/processes.json")
+                user_folder.glob("runs/*/processes.json")
             ):
                 break
             time.sleep(0.05)
@@ -146,7 +139,7 @@ def test_a_signal_stops_safely_and_still_gives_a_result(folder, number):
     result = json.loads(out.splitlines()[-1])
     assert result["exit"] == "stopped"
     assert "stopping safely" in err
-    (run,) = folder.glob("runs/*")
+    (run,) = user_folder.glob("runs/*")
     assert len(list(run.glob("snapshots/shard*/*/manifest.json"))) == 2
     assert not alive(run), "processes were left behind"
 
@@ -157,9 +150,9 @@ def alive(run):
     return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
 
 
-def test_a_nan_loss_ends_the_run_and_names_worker_and_step(folder):
+def test_a_nan_loss_ends_the_run_and_names_worker_and_step(user_folder):
     args = ["--engine", "local", "--model", "tiny:Net", "--lr", "1e38", "--json"]
-    process = cli("launch", *args, "--until", "3-epochs", cwd=folder)
+    process = cli("launch", *args, "--until", "3-epochs", cwd=user_folder)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 1
     result = json.loads(out.splitlines()[-1])
@@ -168,27 +161,27 @@ def test_a_nan_loss_ends_the_run_and_names_worker_and_step(folder):
     assert "Traceback" not in err
 
 
-def test_a_model_factory_that_raises_is_shown_without_our_frames(folder):
-    process = cli("launch", "--engine", "local", "--model", "tiny:broken", cwd=folder)
+def test_a_model_factory_that_raises_is_shown_without_our_frames(user_folder):
+    process = cli("launch", "--engine", "local", "--model", "tiny:broken", cwd=user_folder)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "error[DB-MODEL-001]: the model factory tiny:broken raised RuntimeError" in err
     assert "the user's own mistake" in err
     assert "tiny.py" in err
     assert "factory.py" not in err
-    assert not list(folder.glob("runs/*")), "nothing was started"
+    assert not list(user_folder.glob("runs/*")), "nothing was started"
 
 
-def test_more_shards_than_parts_are_refused_before_the_start(folder):
+def test_more_shards_than_parts_are_refused_before_the_start(user_folder):
     process = cli(
-        "launch", "--engine", "local", "--model", "tiny:Net", "--shards", "99", cwd=folder
+        "launch", "--engine", "local", "--model", "tiny:Net", "--shards", "99", cwd=user_folder
     )
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "use at most" in err
 
 
-def test_latest_policy_with_periods_trains_every_sample(folder):
+def test_latest_policy_with_periods_trains_every_sample(user_folder):
     changes = {
         "train.fetch_policy": "latest",
         "train.n_push": 2,
@@ -196,14 +189,15 @@ def test_latest_policy_with_periods_trains_every_sample(folder):
         "workers": 3,
         "train.lr": 0.02,
     }
-    result = launch(tiny_job(folder / "runs", **changes), live=Watch())
+    result = launch(tiny_job(user_folder / "runs", **changes), live=Watch())
     assert result.exit == "done"
     assert result.samples == 2 * 1437
-    assert result.eval["top1"] > 0.8
+    assert result.eval is not None
+    assert result.eval.top1 > 0.8
 
 
-def test_warm_start_trains_alone_first(folder):
+def test_warm_start_trains_alone_first(user_folder):
     changes = {"train.warm_start": 1437, "train.optimizer": "adagrad", "train.lr": 0.05}
-    result = launch(tiny_job(folder / "runs", **changes), live=Watch())
+    result = launch(tiny_job(user_folder / "runs", **changes), live=Watch())
     assert (result.exit, result.samples) == ("done", 2 * 1437)
     assert result.staleness["p50"] == 0  # half of all pushes had nobody else to miss

@@ -35,7 +35,7 @@ NOTE = st.one_of(
     st.builds(Where, **WHO, pid=NUMBER, host=TEXT),
     st.builds(Serving, **WHO, endpoint=TEXT, pid=NUMBER, host=TEXT),
     st.builds(Beat, **WHO, storage_error=TEXT),
-    st.builds(Next, **WHO),
+    st.builds(Next, **WHO, taken=NUMBER),
     st.builds(
         Stepped,
         **WHO,
@@ -70,7 +70,7 @@ def test_every_answer_survives_the_wire(answer):
 
 
 def test_the_token_is_not_shown():
-    assert "secret" not in repr(Next(**ME))
+    assert "secret" not in repr(Next(**ME, taken=0))
 
 
 class Line:
@@ -124,7 +124,7 @@ def beat_until(line: Line, control: Control, end: float) -> None:
 
 
 def test_ask_gives_the_answer():
-    assert Line(Work(epoch=1, start=2, stop=3)).control().ask(Next(**ME)) == Work(
+    assert Line(Work(epoch=1, start=2, stop=3)).control().ask(Next(**ME, taken=0)) == Work(
         epoch=1, start=2, stop=3
     )
 
@@ -132,26 +132,46 @@ def test_ask_gives_the_answer():
 def test_a_silent_controller_counts_as_gone():
     line = Line()
     with pytest.raises(ControllerGone, match="the-endpoint has not answered next for 30 s"):
-        line.control().ask(Next(**ME))
+        line.control().ask(Next(**ME, taken=0))
     assert 30 <= line.now < 31
+    assert len(line.sent) == 6  # every 5 s, each time over a new link
+
+
+def test_a_question_without_an_answer_is_asked_again_over_a_new_link():
+    line = Line(None, None, Work(epoch=0, start=0, stop=4))
+    assert line.control().ask(Next(**ME, taken=3)) == Work(epoch=0, start=0, stop=4)
+    assert line.sent == [Next(**ME, taken=3)] * 3
+    assert line.num_links == 3
+
+
+def test_a_controller_that_is_gone_is_not_waited_for_again():
+    line = Line()
+    control = line.control()
+    with pytest.raises(ControllerGone):
+        control.ask(Next(**ME, taken=0))
+    now = line.now
+    with pytest.raises(ControllerGone):
+        control.ask(Next(**ME, taken=0))
+    assert line.now == now
 
 
 def test_until_asks_again_while_it_has_to_wait_and_finishes_what_is_half_done():
     line, idle = Line(Wait(), Wait(), Work(epoch=0, start=0, stop=4)), []
-    work = line.control().until(Next(**ME), Work, on_idle=lambda: idle.append(1))
+    work = line.control().until(Next(**ME, taken=0), Work, on_idle=lambda: idle.append(1))
     assert work == Work(epoch=0, start=0, stop=4)
     assert len(line.slept) == len(idle) == 2
 
 
 def test_until_is_none_at_a_halt():
     idle: list[int] = []
-    assert Line(Halt()).control().until(Next(**ME), Work, on_idle=lambda: idle.append(1)) is None
+    control = Line(Halt()).control()
+    assert control.until(Next(**ME, taken=0), Work, on_idle=lambda: idle.append(1)) is None
     assert idle == [1]
 
 
 def test_until_refuses_an_answer_of_another_kind():
     with pytest.raises(RemoteProtocolError, match="noted in answer to next"):
-        Line(Noted()).control().until(Next(**ME), Work)
+        Line(Noted()).control().until(Next(**ME, taken=0), Work)
 
 
 def test_is_told_does_not_wait_and_sends_at_its_pace():
@@ -200,4 +220,4 @@ def test_the_answer_to_a_beat_is_not_taken_for_the_answer_to_a_question():
     control = line.control()
     line.now = 1.0
     assert not control.is_told(beat(), 0.2, Halt)  # its answer is on the way
-    assert control.ask(Next(**ME)) == Work(epoch=0, start=0, stop=1)
+    assert control.ask(Next(**ME, taken=0)) == Work(epoch=0, start=0, stop=1)

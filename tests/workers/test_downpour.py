@@ -374,3 +374,10 @@ def test_a_push_that_asks_for_no_parameters_gets_none():
         for batch in batches(4):
             train(downpour, model, batch)
     assert [isinstance(p, Push) and p.fetch for p in servers.pushes] == [False, True] * 2
+
+
+def test_a_gradient_whose_norm_is_not_finite_becomes_nan_throughout():
+    """So that no shard takes the parts of it that happen to be finite."""
+    grad = torch.tensor([1.0, torch.inf, 2.0])
+    clip_(grad, 5.0)
+    assert grad.isnan().all()

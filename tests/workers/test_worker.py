@@ -173,6 +173,7 @@ class Normed(nn.Module):
 
 def test_statistics_of_batch_norm_end_up_merged_on_the_shard():
     scene = Scene(Normed, workers=2, merge_every_steps=3)
+    scene.images.inputs.add_(3)  # running means begin at 0
     scene.run()
     nothing = scene.contract.buffers.no_buffers()
     client = scene.servers.client("reader", inc=0)
@@ -182,9 +183,10 @@ def test_statistics_of_batch_norm_end_up_merged_on_the_shard():
     assert merged is not None
     floats, integers = merged
     mean, variance = floats[:6], floats[6:]
-    torch.testing.assert_close(mean, scene.images.inputs.mean(0), atol=0.1, rtol=0)
-    torch.testing.assert_close(variance, scene.images.inputs.var(0), atol=0.2, rtol=0)
+    # A tenth of the way with each batch: at least 12 batches lead from 0 to 0.72 of the mean.
     assert int(integers) >= 12
+    assert ((mean > 1.5) & (mean < 3.6)).all()
+    torch.testing.assert_close(variance, scene.images.inputs.var(0), atol=0.4, rtol=0)
 
 
 def test_one_worker_keeps_its_own_statistics_to_the_bit():
