@@ -52,13 +52,16 @@ class Watch(LiveLine):
 
 
 class KillOnce:
-    """Sends SIGKILL to a process of the run when so many samples are done."""
+    """Sends a signal to a process of the run, once, when so many samples are done."""
 
-    def __init__(self, runs: Path, name: str, after_samples: int) -> None:
+    def __init__(
+        self, runs: Path, name: str, after_samples: int, number: int = signal.SIGKILL
+    ) -> None:
         self.killed: int | None = None
         self._runs = runs
         self._victim = name
         self._after_samples = after_samples
+        self._number = number
 
     def __call__(self, progress: Progress) -> None:
         if self.killed is None and progress.samples >= self._after_samples:
@@ -66,7 +69,7 @@ class KillOnce:
             pids = {process["name"]: process["pid"] for process in json.loads(file.read_text())}
             if self._victim in pids:
                 self.killed = pids[self._victim]
-                os.kill(self.killed, signal.SIGKILL)
+                os.kill(self.killed, self._number)
 
 
 def tiny_job(runs: Path, **changes: object) -> Job:
