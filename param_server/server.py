@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from distbelief.param_server.errors import RemoteProtocolError, SnapshotFailed
+from distbelief.param_server.image import PartImage, ShardImage
 from distbelief.param_server.part import Part
 from distbelief.param_server.protocol import REQUESTS, AnyRequest, Refusal, encode
-from distbelief.param_server.shard import PartImage, Reply, Shard, ShardImage
+from distbelief.param_server.shard import Reply, Shard
 from distbelief.param_server.snapshot import SnapshotStore
 from distbelief.param_server.transport import Delivery, Frame, ServerTransport
 from distbelief.param_server.wire import sayable

@@ -31,9 +31,10 @@ import torch
 from torch import Tensor
 
 from distbelief.param_server import wire
-from distbelief.param_server.buffers import BufferMerge, Contribution
+from distbelief.param_server.buffers import BufferMerge
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import RemoteProtocolError
+from distbelief.param_server.image import PartImage, ShardImage
 from distbelief.param_server.part import VALUES, Applied, Part, Pin
 from distbelief.param_server.partition import Partition
 from distbelief.param_server.protocol import (
@@ -110,42 +111,6 @@ class Application:
     staleness: int
     samples: int
     crc: int
-
-
-@dataclass(frozen=True)
-class PartImage:
-    """A part as it stood when the image was taken."""
-
-    index: int
-    version: int
-    samples: int
-    table: Mapping[str, Applied]
-    tensors: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class ShardImage:
-    """All of a shard at one moment, for a snapshot. Tensors are pinned until `release`."""
-
-    run: str
-    index: int
-    num_shards: int
-    epoch: int
-    contract: Contract
-    parts: tuple[PartImage, ...]
-    staleness: Staleness
-    buffers: Mapping[str, Contribution]
-    incarnations: Mapping[str, int]
-    pins: tuple[Pin, ...] = ()
-
-    @property
-    def version(self) -> int:
-        """Version of the part that is furthest behind."""
-        return min(part.version for part in self.parts)
-
-    def release(self) -> None:
-        for pin in self.pins:
-            pin.release()
 
 
 class Shard:

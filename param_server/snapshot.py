@@ -30,8 +30,8 @@ from safetensors.torch import load_file, save_file
 from distbelief.param_server.buffers import Contribution
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import RemoteProtocolError, SnapshotCorrupt, SnapshotFailed
+from distbelief.param_server.image import PartImage, ShardImage
 from distbelief.param_server.part import Applied
-from distbelief.param_server.shard import PartImage, ShardImage
 from distbelief.param_server.staleness import Staleness
 
 FORMAT = 1
