@@ -85,12 +85,12 @@ def test_kill_9_of_a_worker_in_the_middle_of_a_run_ends_normally_and_says_so(use
 def test_a_frozen_worker_is_given_up_and_its_work_goes_to_the_others(user_folder):
     freeze = KillOnce(user_folder / "runs", "w1", after_samples=400, number=signal.SIGSTOP)
     watch = Watch(freeze)
-    changes = {"model.factory": "tiny:Slow", "train.batch_size": 16, "silence_s": 3}
+    changes = {"model.factory": "tiny:Slow", "train.batch_size": 16, "silence_s": 12}
     result = launch(tiny_job(user_folder / "runs", **changes), live=watch)
     assert freeze.killed is not None
     assert (result.exit, result.error, result.workers_lost) == ("done", None, 1)
     assert result.samples >= 2 * 1437
-    assert any("w1 has said nothing for 3 s" in text for text in watch.said)
+    assert any("w1 has said nothing for 12 s" in text for text in watch.said)
 
 
 def test_a_run_fails_with_the_reason_when_a_shard_is_killed(user_folder):
