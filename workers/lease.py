@@ -35,6 +35,20 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> Tensor:
     return torch.randperm(num_samples, generator=generator)
 
 
+def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Cut positions [start, stop) into ranges of `size`; the last one may be shorter.
+
+    But for a single sample: that joins the range before it, because batch normalisation over a
+    1x1 map cannot train on one sample.
+    """
+    while start < stop:
+        end = min(start + size, stop)
+        if stop - end == 1 and size > 1:
+            end = stop
+        yield start, end
+        start = end
+
+
 class LeaseQueue:
     """Hands out one epoch after the other; what comes back goes out first."""
 
@@ -112,6 +126,6 @@ class LeaseQueue:
 def _leases(num_samples: int, lease_samples: int, num_epochs: int | None) -> Iterator[Lease]:
     epoch = 0
     while num_epochs is None or epoch < num_epochs:
-        for start in range(0, num_samples, lease_samples):
-            yield Lease(epoch, start, min(start + lease_samples, num_samples))
+        for start, stop in batches(0, num_samples, lease_samples):
+            yield Lease(epoch, start, stop)
         epoch += 1

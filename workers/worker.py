@@ -24,7 +24,7 @@ from distbelief.workers.comm import Comm
 from distbelief.workers.control import Control, Next, Shards, Stepped, Where, Work
 from distbelief.workers.data import Images
 from distbelief.workers.downpour import Downpour, DownpourConfig
-from distbelief.workers.lease import epoch_order
+from distbelief.workers.lease import batches, epoch_order
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class WorkerConfig:
     """How a worker trains."""
 
     batch_size: int = 32
-    """Samples in a batch of one worker; the last batch of a lease may be shorter."""
+    """Samples in a batch of one worker; the last of an epoch may be shorter, or longer by one."""
     seed: int = 0
     """Of the job: the order of the data follows from it and is the same for all workers."""
     merge_every_steps: int = 20
@@ -150,8 +150,8 @@ class Worker:
                 break
             taken += 1
             order = self._epoch(work.epoch)
-            for start in range(work.start, work.stop, self._config.batch_size):
-                indices = order[start : min(start + self._config.batch_size, work.stop)]
+            for start, stop in batches(work.start, work.stop, self._config.batch_size):
+                indices = order[start:stop]
                 loss = self._step(downpour, indices, work, start)
                 self._tell(downpour, len(indices), loss)
         self._merge(downpour)

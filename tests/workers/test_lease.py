@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from distbelief.workers.lease import Lease, LeaseQueue, epoch_order
+from distbelief.workers.lease import Lease, LeaseQueue, batches, epoch_order
 
 WORKERS = ("w0", "w1", "w2")
 
@@ -192,3 +192,22 @@ def test_the_order_depends_on_seed_and_epoch_only():
     assert epoch_order(3, 1, 50).equal(first)
     assert not epoch_order(3, 2, 50).equal(first)
     assert not epoch_order(4, 1, 50).equal(first)
+
+
+@pytest.mark.parametrize(
+    ("stop", "ranges"),
+    [
+        (0, []),
+        (1, [(0, 1)]),
+        (4, [(0, 4)]),
+        (5, [(0, 5)]),
+        (6, [(0, 4), (4, 6)]),
+        (9, [(0, 4), (4, 9)]),
+    ],
+)
+def test_a_last_batch_of_one_sample_joins_the_one_before(stop, ranges):
+    assert list(batches(0, stop, 4)) == ranges
+
+
+def test_batches_of_one_are_what_was_asked_for():
+    assert list(batches(3, 6, 1)) == [(3, 4), (4, 5), (5, 6)]
