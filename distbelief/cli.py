@@ -150,10 +150,14 @@ def _summary(result: "Result") -> str:
         f"{result.exit}: run {result.run}",
         f"  {result.samples} samples in {result.updates} updates, {result.train_s:.1f} s of "
         f"training ({result.samples_per_s:.0f} samples/s), {result.wall_s:.1f} s in all",
-        f"  staleness p50/p95/max {stale['p50']}/{stale['p95']}/{stale['max']}",
     ]
+    if result.samples:
+        shares = ", ".join(f"{w} {n}" for w, n in result.worker_samples.items())
+        lines.append(f"  samples by worker: {shares}")
+    if stale["max"] is not None:
+        lines.append(f"  staleness p50/p95/max {stale['p50']}/{stale['p95']}/{stale['max']}")
     if result.train_loss is not None:
-        lines.append(f"  train loss {result.train_loss:.4f}")
+        lines.append(f"  train loss {result.train_loss:.4g}")
     if result.workers_lost:
         lines.append(f"  workers lost on the way: {result.workers_lost}")
     if result.eval is not None:

@@ -5,7 +5,7 @@ thread, no clock. It holds no parameters. The launcher runs it.
 """
 
 import hmac
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -96,6 +96,8 @@ class Controller:
         self.last_step_at: float | None = None
         self.refused = 0
         self.refused_reason = ""
+        self.worker_samples: Counter[str] = Counter()
+        """Samples of each worker whose pushes were answered, over all its incarnations."""
         self.staleness = Staleness()
         """Of steps: the maximum over the parts of each push."""
         self._run = run
@@ -245,8 +247,10 @@ class Controller:
         return Halt() if self.queue.is_finished else Wait()
 
     def _stepped(self, note: Stepped, now: float) -> None:
-        self.queue.advance(note.name, note.answered - self._answered.get(note.name, 0))
+        answered = note.answered - self._answered.get(note.name, 0)
         self._answered[note.name] = note.answered
+        self.worker_samples[note.name] += answered
+        self.queue.advance(note.name, answered)
         self.last_step_at = now
         if note.samples:
             window = self._window

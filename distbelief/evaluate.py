@@ -74,6 +74,12 @@ def evaluate_run(run: Path, split: str, source: str | None = None) -> Accuracy:
         ) from error
     if source is not None:
         job = replace(job, data=replace(job.data, source=source))
+    if not (run / MODEL).is_file():
+        raise Problem(
+            "DB-RUN-006",
+            f"{run} has no {MODEL}: the run has not ended, or it ended without saving",
+            fix=f"if there is one, {run / 'result.json'} says how it ended",
+        )
     images = load_images(job, split)
     model = make_model(job, images)
     try:

@@ -148,7 +148,7 @@ def _find(path: str) -> Callable[..., object]:
             "DB-MODEL-001",
             f"importing {module_name} raised {type(error).__name__}: {error}",
             why=_user_frames(error),
-            fix=f"run it from this folder: python -c 'import {module_name}'",
+            fix=f"call it from the folder where `python -c 'import {module_name}'` works",
         ) from error
     factory: Callable[..., object] | None = getattr(module, name, None)
     if not callable(factory):

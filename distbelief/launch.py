@@ -44,7 +44,7 @@ LEASE_BATCHES = 4
 START_TIMEOUT_S = 120.0
 """Time for all shards to serve and the first worker to fetch."""
 STOP_TIMEOUT_S = 60.0
-"""Time for workers to finish their step, and for shards to save."""
+"""Time for workers to finish their leases, and for shards to save."""
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Stop:
     """How urgently a run should end; raised by a signal handler, or by whoever called `launch`."""
 
     level: int = 0
-    """0: go on. 1: finish the step, save, end. 2: end now, without saving."""
+    """0: go on. 1: finish the leases, save, end. 2: end now, without saving."""
 
     def ask(self) -> None:
         self.level += 1
@@ -187,6 +187,7 @@ class _Run:
         return RayEngine(self._job.address, self._job.workers + self._job.shards)
 
     def _start(self, engine: Engine, endpoint: str) -> None:
+        self._live.say(f"starting {self._job.shards} shards and {self._job.workers} workers")
         for role, processes, count in (
             ("shard", self._shards, self._job.shards),
             ("worker", self._workers, self._job.workers),
@@ -275,7 +276,7 @@ class _Run:
                     "DB-RUN-003",
                     f"{shard.name} is lost ({why or 'it ended without a word'})",
                     why="this version does not restart shards",
-                    fix=f"see {self._folder}/logs; its snapshots are in {self._folder}/snapshots",
+                    fix=f"see {self._folder}/logs, and {self._folder}/snapshots if it had saved",
                 )
         if controller.began_at is None and now - began > START_TIMEOUT_S:
             raise Problem(
@@ -299,9 +300,10 @@ class _Run:
         if not (queue.is_stopped or queue.is_finished):
             return
         self._ending_since = self._ending_since or now
-        if now - self._ending_since > STOP_TIMEOUT_S:
+        patience_s = max(STOP_TIMEOUT_S, self._job.silence_s)  # a batch may take that long
+        if now - self._ending_since > patience_s:
             for worker in running:  # found as lost by the next look
-                self._live.say(f"worker {worker.name} did not end within {STOP_TIMEOUT_S:.0f} s")
+                self._live.say(f"worker {worker.name} did not end within {patience_s:.0f} s")
                 worker.kill()
 
     def _give_up_silent(self, now: float, running: list[Process]) -> None:
@@ -370,6 +372,8 @@ class _Run:
         result.samples = result.samples or controller.queue.done_samples
         result.updates = result.updates or controller.updates
         result.refused = controller.refused
+        names = (worker.name for worker in self._workers)
+        result.worker_samples = {name: controller.worker_samples[name] for name in names}
         result.workers_lost = len(controller.lost)
         loss = controller.mean_loss
         result.train_loss = None if loss is None else round(loss, 6)

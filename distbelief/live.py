@@ -57,16 +57,16 @@ class LiveLine:
 def _line(p: Progress) -> str:
     total = "" if p.total_samples is None else f"/{p.total_samples}"
     share = "" if not p.total_samples else f" ({p.samples / p.total_samples:.0%})"
-    loss = "-" if p.loss is None else f"{p.loss:.4f}"
+    loss = "-" if p.loss is None else f"{p.loss:.4g}"
     stale = p.staleness
     quantiles = "/".join(
         _or_dash(v) for v in (stale.quantile(0.5), stale.quantile(0.95), stale.maximum)
     )
     refused = f" refused={p.refused}" if p.refused else ""
     return (
-        f"samples={p.samples}{total}{share} updates={p.updates} loss={loss} "
+        f"samples={p.samples}{total}{share} eta={_duration(p.eta_s)} loss={loss} "
         f"samples/s={p.samples_per_s:.0f} staleness p50/p95/max={quantiles} "
-        f"workers={p.num_workers} eta={_duration(p.eta_s)}{refused}"
+        f"workers={p.num_workers} updates={p.updates}{refused}"
     )
 
 

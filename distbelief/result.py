@@ -41,6 +41,8 @@ class Result:
     train_s: float = 0.0
     """From the first fetch to the last apply."""
     wall_s: float = 0.0
+    worker_samples: dict[str, int] = field(default_factory=dict)
+    """Worker -> samples whose pushes were answered. In a short run a worker may come too late."""
     workers_lost: int = 0
     refused: int = 0
     """Parts of pushes that the shards refused."""

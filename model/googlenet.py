@@ -27,6 +27,8 @@ from distbelief.model.inception import (
 
 Conv1 = Literal["plain", "separable"]
 Stem = Literal["imagenet", "small"]
+SMALLEST = {"imagenet": 31, "small": 16}
+"""Smallest image in pixels that leaves every pool something to pool, by stem."""
 Module = Literal["reduced", "naive"]
 Init = Literal["gaussian", "xavier"]
 Outputs = Tensor | tuple[Tensor, Tensor, Tensor]
@@ -204,7 +206,8 @@ def stages(
                 if size < 2:
                     raise ValueError(
                         f"image_size {image_size} is too small for the {stem} stem:"
-                        f" {row.name} would get a {size}x{size} map"
+                        f" {row.name} would get a {size}x{size} map; it takes images of"
+                        f" {SMALLEST[stem]} pixels or more"
                     )
                 size //= 2  # 3x3/2 in ceil mode, unpadded
             case Mixed():

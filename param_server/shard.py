@@ -26,6 +26,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -272,18 +273,23 @@ class Shard:
             )
         if isinstance(message, Merge):
             return self._merge(message, payload)
-        for part in message.part:
-            if part not in self.parts:
-                return Refusal(
-                    code="part",
-                    text=f"shard {self.config.index} of {self.config.num_shards} hosts no part "
-                    f"{part}",
-                )
+        foreign = self._foreign_part(message.part)
+        if foreign is not None:
+            return foreign
         if isinstance(message, Fetch):
             return self._params(message)
-        if len(payload) != len(message.part):
-            return _junk(f"a push of {len(message.part)} parts came with {len(payload)} frames")
-        return self._push(message, payload)
+        if isinstance(message, Push):
+            if len(payload) != len(message.part):
+                return _junk(f"a push of {len(message.part)} parts with {len(payload)} frames")
+            return self._push(message, payload)
+        assert_never(message)
+
+    def _foreign_part(self, parts: Sequence[int]) -> Refusal | None:
+        for part in parts:
+            if part not in self.parts:
+                where = f"shard {self.config.index} of {self.config.num_shards}"
+                return Refusal(code="part", text=f"{where} hosts no part {part}")
+        return None
 
     def _hello(self, peer: bytes, message: Hello, payload: Sequence[Frame]) -> Reply | Refusal:
         if not hmac.compare_digest(message.token.encode(), self.config.token.encode()):

@@ -152,8 +152,9 @@ def test_a_damaged_job_file_is_a_problem(run):
 
 def test_a_run_without_a_model_is_a_problem(run):
     (run / MODEL).unlink()
-    with pytest.raises(Problem, match="does not fit the run's model"):
+    with pytest.raises(Problem, match="the run has not ended") as caught:
         evaluate_run(run, "test")
+    assert caught.value.code == "DB-RUN-006"
 
 
 def test_a_damaged_model_file_is_a_problem(run):

@@ -96,21 +96,22 @@ def shown(*steps, times=None) -> list[str]:
 
 def test_a_plain_line_tells_everything():
     assert shown(progress()) == [
-        "samples=500/2000 (25%) updates=40 loss=1.2346 samples/s=123 "
-        "staleness p50/p95/max=1/4/4 workers=2 eta=1m15s"
+        "samples=500/2000 (25%) eta=1m15s loss=1.235 samples/s=123 "
+        "staleness p50/p95/max=1/4/4 workers=2 updates=40"
     ]
 
 
 def test_what_is_not_known_yet_is_a_dash():
     nothing = progress(total_samples=None, loss=None, eta_s=None, staleness=Staleness())
     assert shown(nothing) == [
-        "samples=500 updates=40 loss=- samples/s=123 staleness p50/p95/max=-/-/- workers=2 eta=-"
+        "samples=500 eta=- loss=- samples/s=123 staleness p50/p95/max=-/-/- workers=2 updates=40"
     ]
 
 
 def test_refused_parts_and_hours_show():
     (line,) = shown(progress(refused=3, eta_s=7265.0))
-    assert line.endswith("eta=2h01m refused=3")
+    assert " eta=2h01m " in line
+    assert line.endswith(" refused=3")
 
 
 def test_plain_lines_come_at_their_pace_and_not_before_the_first_samples():

@@ -48,6 +48,8 @@ def test_a_run_ends_with_its_result_and_a_model_that_evaluates_to_the_same(user_
     result = launch(tiny_job(user_folder / "runs"), live=Watch())
     assert (result.exit, result.error) == ("done", None)
     assert result.samples == 2 * 1437  # every sample once an epoch
+    assert result.worker_samples.keys() == {"w0", "w1"}
+    assert sum(result.worker_samples.values()) == 2 * 1437
     assert result.updates == 2 * 45 + 2 * 0  # 11 leases of 4 batches and one of 1, twice
     assert result.eval is not None
     assert result.eval.top1 > 0.8
