@@ -89,7 +89,9 @@ class Comm:
         try:
             while not (self._is_closing.is_set() and self._calls.empty() and not open_calls):
                 self._start(client, open_calls)
-                client.poll(0.1)
+                # A conversation that is over already must not sit out a poll with nothing to come.
+                if not any(ticket.is_done for ticket, _ in open_calls):
+                    client.poll(0.1)
                 still: list[tuple[Ticket, Future[Ticket]]] = []
                 for ticket, future in open_calls:
                     if not ticket.is_done:

@@ -1,6 +1,7 @@
 """Whole runs by subprocesses: the end, the loss of a worker, Ctrl-C, and a user's mistakes."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 from distbelief.evaluate import evaluate_run
 from distbelief.launch import Stop, launch
 from tests.helpers.runs import KillOnce, Watch, tiny_job
+
+logger = logging.getLogger(__name__)
 
 RESULT_KEYS = {
     "type",
@@ -69,6 +72,7 @@ def test_mean_staleness_is_one_less_than_the_workers_within_2_percent(user_folde
         staleness = shard["staleness"]
         pushes = staleness["steady_pushes"] / len(shard["version"])
         mean = staleness["steady_sum"] / staleness["steady_pushes"]
+        logger.info("%d workers: mean %.4f of %.0f pushes a part", num_workers, mean, pushes)
         assert pushes >= 1000
         assert mean == pytest.approx(num_workers - 1, rel=0.02)
 

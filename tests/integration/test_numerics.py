@@ -3,10 +3,11 @@
 Stated rounding: after every one of 25 steps the largest difference of a tensor from plain torch
 is below 2e-6 of its largest element, against torch's fused kernels and against its default ones.
 It is not 0: a kernel treats the last few elements of a range one by one, with other roundings
-than its vectors, and parts begin and end elsewhere than tensors. Seen: 0 (sgd) to 3.4e-7 (adamw).
+than its vectors, and parts begin and end elsewhere than tensors. Seen: 0 (sgd) to 3.9e-7 (adamw).
 """
 
 import copy
+import logging
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,8 @@ from distbelief.param_server.update import make_rule
 from distbelief.workers.comm import Comm
 from distbelief.workers.downpour import Downpour, DownpourConfig
 from tests.helpers.cluster import RUN, TOKEN, Cluster, cluster, in_threads
+
+logger = logging.getLogger(__name__)
 
 STEPS = 25
 ROUNDING = 2e-6
@@ -147,8 +150,9 @@ def test_one_fresh_worker_equals_plain_torch_step_by_step(name, num_shards):
     with cluster(num_shards) as shards:
         ours, staleness = downpour_steps(model, name, batches, shards)
     assert staleness == [0] * STEPS
-    assert worst(ours, fused) < ROUNDING
-    assert worst(ours, default) < ROUNDING
+    differences = worst(ours, fused), worst(ours, default)
+    logger.info("%s, %d shards: fused %.1e, default %.1e", name, num_shards, *differences)
+    assert max(differences) < ROUNDING
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
