@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from distbelief.param_server.layout import Group
 from distbelief.param_server.schedule import Schedule
 from distbelief.param_server.update import Rule, make_rule
@@ -67,13 +69,30 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScriptConfig:
+    """A training script of the user's, run once in each worker instead of our own loop.
+
+    The sections model, data and train then have no meaning: the script says all that.
+    """
+
+    path: str = ""
+    """Empty: no script, the worker's own loop trains `model` on `data`."""
+    args: tuple[str, ...] = ()
+    """The script's own arguments, its sys.argv[1:]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
     """Which data."""
 
     source: str = "digits"
-    """digits, or fashion-mnist[:PATH]."""
+    """digits, fashion-mnist[:PATH], folder:PATH, wds:PATTERN, or module:function."""
     image_size: int = 0
     """Images are resized to this square; 0 takes what suits the source (digits: 16)."""
+    loaders: int | None = None
+    """Processes of each worker that decode. By default none for data in memory, else 1 or more."""
+    max_bad: float = 0.01
+    """Share of the samples that may be unreadable before the run ends; they are left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +164,8 @@ class NetConfig:
     """Address to bind to. Anything but loopback is unencrypted today and needs `insecure`."""
     insecure: bool = False
     """Listen beyond loopback without encryption, inside a network that is all yours."""
+    port: int = 0
+    """The controller listens on this port and shard i on port + 1 + i; 0 takes free ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +199,7 @@ class Job:
     device: str = "cpu"
     silence_s: float = 300.0
     """A worker that has said nothing for so long is ended; one batch must not take longer."""
+    script: ScriptConfig = field(default_factory=ScriptConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -196,6 +218,8 @@ class Job:
             ("train.warm_start", self.train.warm_start, 0),
             ("train.clip_part_norm", self.train.clip_part_norm, 0),
             ("data.image_size", self.data.image_size, 0),
+            ("data.loaders", self.data.loaders or 0, 0),
+            ("data.max_bad", self.data.max_bad, 0),
             ("save.every_s", self.save.every_s, 0),
             ("save.keep", self.save.keep, 2),
         ):
@@ -205,6 +229,12 @@ class Job:
             raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
         if not 0 < self.model.width < math.inf:
             raise ValueError(f"model.width must be above 0, got {self.model.width}")
+        if not 0 <= self.net.port <= 65535 - self.shards:
+            raise ValueError(
+                f"net.port is {self.net.port}: the controller takes that port and {self.shards} "
+                "shards the next ones, so it must be from 0 (any free ones) to "
+                f"{65535 - self.shards}"
+            )
         if self.net.host not in ("127.0.0.1", "::1", "localhost") and not self.net.insecure:
             raise ValueError(
                 f"net.host is {self.net.host}: beyond loopback the connections of this version "
@@ -246,6 +276,18 @@ class Job:
     @classmethod
     def from_json(cls, text: str) -> "Job":
         return cls.from_dict(json.loads(text))
+
+    def to_toml(self) -> str:
+        """The resolved job as a person would write it; `from_toml` reads it back."""
+        return tomli_w.dumps(_without_none(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_toml(cls, text: str) -> "Job":
+        """Raises: Problem."""
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise Problem("DB-USE-002", f"not a job: {error}") from error
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Job":  # Any: TOML and JSON
@@ -289,6 +331,15 @@ def load_job(
     for key, value in overrides.items():
         _put(data, key, value)
     return Job.from_dict(data)
+
+
+def _without_none(data: Mapping[str, Any]) -> dict[str, Any]:  # Any: TOML
+    """TOML has no null: a key that is not there has its default, which is None."""
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in data.items()
+        if value is not None
+    }
 
 
 def _value(text: str) -> Any:  # Any: TOML
@@ -341,6 +392,10 @@ def _fit(hint: Any, value: Any, key: str) -> Any:  # Any: annotations and TOML v
             return None
         hint = next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
     wanted = typing.get_origin(hint) or hint
+    if wanted is tuple:  # of texts: the only one there is
+        if not isinstance(value, list | tuple) or not all(type(v) is str for v in value):
+            raise Problem("DB-USE-001", f"{key} must be a list of texts, got {value!r}")
+        return tuple(value)
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted and not (wanted is Mapping and isinstance(value, dict)):
