@@ -13,6 +13,7 @@ from distbelief.param_server.staleness import Staleness
 from distbelief.workers.control import (
     AnyAnswer,
     AnyNote,
+    Bad,
     Beat,
     Ended,
     Halt,
@@ -96,6 +97,8 @@ class Controller:
         self.last_step_at: float | None = None
         self.refused = 0
         self.refused_reason = ""
+        self.bad_samples: dict[str, str] = {}
+        """Samples that could not be read, and why."""
         self.worker_samples: Counter[str] = Counter()
         """Samples of each worker whose pushes were answered, over all its incarnations."""
         self.staleness = Staleness()
@@ -128,6 +131,9 @@ class Controller:
         self._heard[note.name] = now
         if isinstance(note, Stepped):
             self._stepped(note, now)
+            return None
+        if isinstance(note, Bad):
+            self.bad_samples.update(zip(note.samples, note.reasons, strict=False))
             return None
         if isinstance(note, Where):
             return self._where(note)

@@ -5,7 +5,9 @@
     serving -> noted                              a shard tells its endpoint
     beat    -> noted | halt                       a shard asks whether it is still wanted
     next    -> work | wait | halt                 a worker asks for a lease
+                 | over | denied
     stepped    (no reply)                         a worker tells what a step brought
+    bad        (no reply)                         a worker could not read some samples
     ended   -> noted                              a process ends, with or without an error
 
 Every message names the run and shows its token. No tensor passes here.
@@ -19,6 +21,10 @@ from typing import ClassVar, TypeVar
 from distbelief.param_server import wire
 from distbelief.param_server.errors import DistBeliefError, RemoteProtocolError
 from distbelief.param_server.transport import ClientTransport
+
+
+EPOCHS_END = 2**31
+"""Later than any epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,10 @@ class Where(Note):
     op: ClassVar[str] = "where"
     pid: int
     host: str
+    num_samples: int = 0
+    """In the training split as this worker sees it; 0 where a script brings its own data."""
+    digest: str = ""
+    """Of that split; see `Split.digest`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +70,10 @@ class Next(Note):
     op: ClassVar[str] = "next"
     taken: int
     """Leases that this incarnation was given; the same number again gets the same lease."""
+    upto: int = EPOCHS_END
+    """The worker is in this epoch: it takes no lease of a later one. Our own loop has no such end."""
+    num_samples: int = 0
+    """As in `Where`, for a script: its loader learns the data's length only when it is made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +92,17 @@ class Stepped(Note):
     """Parts of it that were refused."""
     reason: str
     """Why the first of them was."""
+    skipped: int = 0
+    """Samples, as `answered`, whose gradient overflowed under loss scaling: nothing was pushed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bad(Note):
+    op: ClassVar[str] = "bad"
+    samples: tuple[str, ...]
+    """Names of samples that could not be read, such as a file's path."""
+    reasons: tuple[str, ...]
+    """Why, one for each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +135,21 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Over:
+    """No more leases up to the epoch that was named."""
+
+    op: ClassVar[str] = "over"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denied:
+    """What was asked for cannot be: the worker ends with this text."""
+
+    op: ClassVar[str] = "denied"
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Halt:
     op: ClassVar[str] = "halt"
 
@@ -119,11 +159,11 @@ class Noted:
     op: ClassVar[str] = "noted"
 
 
-AnyNote = Where | Serving | Beat | Next | Stepped | Ended
-AnyAnswer = Shards | Work | Wait | Halt | Noted
+AnyNote = Where | Serving | Beat | Next | Stepped | Bad | Ended
+AnyAnswer = Shards | Work | Wait | Over | Denied | Halt | Noted
 
-NOTES = wire.Codec(Where, Serving, Beat, Next, Stepped, Ended)
-ANSWERS = wire.Codec(Shards, Work, Wait, Halt, Noted)
+NOTES = wire.Codec(Where, Serving, Beat, Next, Stepped, Bad, Ended)
+ANSWERS = wire.Codec(Shards, Work, Wait, Over, Denied, Halt, Noted)
 
 PAUSE_S = 0.1
 """Between two questions when the answer was to wait."""
@@ -159,7 +199,7 @@ class Control:
         self._is_gone = False
         transport.connect(0, endpoint)
 
-    def tell(self, note: Stepped) -> None:
+    def tell(self, note: Stepped | Bad) -> None:
         """Send a note that has no reply; it may be lost with the controller."""
         self._transport.send(0, [wire.encode(note)])
 
