@@ -5,9 +5,10 @@ thread, no clock. It holds no parameters. The launcher runs it.
 """
 
 import hmac
+import math
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from distbelief.param_server.staleness import Staleness
 from distbelief.workers.control import (
@@ -15,10 +16,12 @@ from distbelief.workers.control import (
     AnyNote,
     Bad,
     Beat,
+    Denied,
     Ended,
     Halt,
     Next,
     Noted,
+    Over,
     Serving,
     Shards,
     Stepped,
@@ -26,8 +29,18 @@ from distbelief.workers.control import (
     Where,
     Work,
 )
-from distbelief.workers.lease import LeaseQueue
+from distbelief.workers.lease import LeaseQueue, Position
 
+LEASE_BATCHES = 4
+"""Batches in one lease: so much of a lost worker's data waits until others have time for it."""
+GATHER_S = 60.0
+"""The first worker waits so long for the others before it begins: what is wrong with one of
+them, such as data that is missing there, is then known before anything was trained."""
+LOSSES_MAX = 10_000
+"""Samples whose mean loss is shown while the length of an epoch is not known."""
+POSITIONS_MAX = 600
+"""Moments of the data's position that are remembered."""
+POSITION_EVERY_S = 1.0
 RATE_WINDOW_S = 5.0
 """The live rate is of the last so many seconds."""
 
@@ -58,6 +71,18 @@ class Progress:
     refused: int
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The newest snapshot of a shard."""
+
+    name: str
+    epoch: int
+    version: int
+    samples: int
+    taken_at: float
+    """On the controller's clock."""
+
+
 @dataclass(slots=True)
 class _Window:
     """Losses and times of the newest steps."""
@@ -79,16 +104,28 @@ class Controller:
         num_epochs: int | None = None,
         num_updates: int | None = None,
         limit_s: float | None = None,
+        *,
+        num_workers: int = 1,
+        digest: str = "",
+        bad_max: int | None = None,
     ) -> None:
-        """The last three: where to stop handing out work; the queue knows about epochs itself."""
+        """num_epochs, num_updates, limit_s: where to stop handing out work; the queue knows
+        about epochs itself. num_workers: so many are waited for before the first one begins.
+        digest: of the training split as the launcher sees it. bad_max: unreadable samples that
+        the run puts up with; None is any number.
+        """
         self.queue = queue
         self.members: dict[str, Member] = {}
         self.ended: dict[str, tuple[str, str]] = {}
         """Processes that have said their last word: (code, text), code empty if all was well."""
+        self.explained: dict[str, tuple[str, str]] = {}
+        """Why, and what to do, of those that ended with an error."""
         self.endpoints: dict[int, str] = {}
         self.storage_errors: dict[str, str] = {}
         self.lost: list[str] = []
         """Workers that vanished without a word."""
+        self.saved: dict[str, Saved] = {}
+        """The newest snapshot of each shard that has one."""
         self.is_halting_shards = False
         self.num_strangers = 0
         """Notes with a wrong run or token."""
@@ -97,6 +134,8 @@ class Controller:
         self.last_step_at: float | None = None
         self.refused = 0
         self.refused_reason = ""
+        self.skipped_samples = 0
+        """Samples whose gradient a script threw away, as a GradScaler does."""
         self.bad_samples: dict[str, str] = {}
         """Samples that could not be read, and why."""
         self.worker_samples: Counter[str] = Counter()
@@ -109,6 +148,19 @@ class Controller:
         self._total = None if num_epochs is None else num_epochs * queue.num_samples
         self._num_updates = num_updates
         self._limit_s = limit_s
+        self._num_workers = num_workers
+        self._digest = digest
+        self._bad_max = bad_max
+        self._failure: tuple[str, str, str] | None = None
+        self._gathering_since: float | None = None
+        self.is_initialised = False
+        """A worker has its parameters, so the shards have them too."""
+        self._ready: set[str] = set()
+        """Workers that have their parameters."""
+        self._has_started = False
+        self._positions: deque[tuple[float, Position]] = deque(maxlen=POSITIONS_MAX)
+        self._positions.append((-math.inf, queue.position))
+        self._skipped: dict[str, int] = {}
         self._initialiser: str | None = None
         self._alive: dict[str, int] = {}
         self._gone: dict[str, int] = {}
@@ -133,10 +185,10 @@ class Controller:
             self._stepped(note, now)
             return None
         if isinstance(note, Bad):
-            self.bad_samples.update(zip(note.samples, note.reasons, strict=False))
+            self._bad(note)
             return None
         if isinstance(note, Where):
-            return self._where(note)
+            return self._where(note, now)
         if isinstance(note, Next):
             return self._next(note, now)
         if isinstance(note, Serving):
@@ -144,11 +196,7 @@ class Controller:
             self.endpoints[int(note.name.removeprefix("shard"))] = note.endpoint
             return Noted()
         if isinstance(note, Beat):
-            if note.storage_error:
-                self.storage_errors[note.name] = note.storage_error
-            else:
-                self.storage_errors.pop(note.name, None)
-            return Halt() if self.is_halting_shards else Noted()
+            return self._beat(note, now)
         return self._end(note)
 
     def lose(self, name: str) -> int:
@@ -162,7 +210,9 @@ class Controller:
         return [w for w in self._alive if now - self._heard.get(w, now) > patience_s]
 
     def tick(self, now: float) -> None:
-        """Stop handing out work when the time is up."""
+        """Remember the position, and stop handing out work when the time is up."""
+        if now - self._positions[-1][0] >= POSITION_EVERY_S:
+            self._positions.append((now, self.queue.position))
         if (
             self._limit_s is not None
             and self.began_at is not None
@@ -172,7 +222,9 @@ class Controller:
 
     @property
     def first_error(self) -> tuple[str, str, str] | None:
-        """(process, code, text) of the first process that ended with an error."""
+        """(process, code, text) of the first thing that ends the run with an error."""
+        if self._failure is not None:
+            return self._failure
         for name, (code, text) in self.ended.items():
             if code:
                 return name, code, text
@@ -216,6 +268,45 @@ class Controller:
             refused=self.refused,
         )
 
+    def checkpoint(self) -> dict[str, object] | None:
+        """The snapshots of all shards and a position of the data that fits them, as JSON.
+
+        The position is of a moment not after them: between the two a sample may be trained on
+        twice, but none is passed over. None as long as some shard has saved nothing.
+        """
+        if len(self.saved) < self._num_shards:
+            return None
+        saved = self.saved.values()
+        oldest = min(one.taken_at for one in saved)
+        fitting = [position for at, position in self._positions if at <= oldest]
+        shards = {name: asdict(one) for name, one in sorted(self.saved.items())}
+        for shard in shards.values():
+            del shard["taken_at"]  # of no use on another clock
+        return {
+            "samples": min(one.samples for one in saved),
+            "updates": min(one.version for one in saved),
+            "shards": shards,
+            "position": (fitting or [self._positions[0][1]])[-1].as_dict(),
+        }
+
+    def halt_shards(self, now: float) -> None:
+        """All workers have ended: shards may save themselves and end."""
+        self.is_halting_shards = True
+        self._positions.append((now, self.queue.position))
+
+    def workers(self) -> dict[str, dict[str, object]]:
+        """What each worker that has ever reported is doing, as JSON."""
+        names = sorted(set(self._alive) | set(self._gone), key=lambda name: (len(name), name))
+        return {
+            name: {
+                "state": "training"
+                if name in self._alive
+                else ("ended" if name in self.ended else "lost"),
+                "samples": self.worker_samples[name],
+            }
+            for name in names
+        }
+
     def processes(self) -> list[Mapping[str, object]]:
         """Who runs where, as JSON."""
         return [
@@ -225,45 +316,117 @@ class Controller:
 
     # Inside
 
-    def _where(self, note: Where) -> AnyAnswer:
+    def _where(self, note: Where, now: float) -> AnyAnswer:
         self.members[note.name] = Member(note.name, note.inc, note.pid, note.host)
         self._alive[note.name] = note.inc
-        if len(self.endpoints) < self._num_shards:
+        self._ready.discard(note.name)
+        if note.digest != self._digest:
+            text = (
+                f"{note.name} on {note.host} sees other data than the launcher: "
+                f"{note.num_samples} samples, the launcher {self.queue.num_samples}"
+                + (", of other names or sizes" * (note.num_samples == self.queue.num_samples))
+            )
+            self._failure = self._failure or (note.name, "DB-DATA-002", text)
+            return Halt()
+        if len(self.endpoints) < self._num_shards or not self._has_gathered(now):
             return Wait()
         self._initialiser = self._initialiser or note.name
-        if self.began_at is None and self._initialiser != note.name:
+        if not self.is_initialised and self._initialiser != note.name:
             return Wait()  # until the parameters are there; if their bringer dies, it is its turn
         return Shards(
             endpoints=tuple(self.endpoints[i] for i in range(self._num_shards)),
             initialise=self._initialiser == note.name,
         )
 
+    def _has_gathered(self, now: float) -> bool:
+        """All workers have reported, or we have waited for them for long enough."""
+        if self._gathering_since is None:
+            self._gathering_since = now
+        known = len(self._alive) + len(self._gone)
+        return known >= self._num_workers or now - self._gathering_since >= GATHER_S
+
+    def _may_start(self, now: float) -> bool:
+        """All workers have their parameters: in a short run the first would else do it alone."""
+        if not self._has_started:
+            patience_is_over = now - (self._gathering_since or 0.0) >= GATHER_S
+            self._has_started = patience_is_over or self._ready.issuperset(self._alive)
+        return self._has_started
+
     def _next(self, note: Next, now: float) -> AnyAnswer:
-        if self.began_at is None:
-            self.began_at = now
+        self.is_initialised = True
+        self._ready.add(note.name)
+        if not self._may_start(now):
+            return Wait()
+        self._begin(now)
         number, work = self._given.get(note.name, (0, None))
         if work is not None and note.taken < number:
             return work  # the answer was lost
-        lease = self.queue.take(note.name)
+        if note.num_samples:
+            try:
+                lease_samples = LEASE_BATCHES * note.batch_size
+                self.queue.size(note.num_samples, lease_samples)
+            except ValueError as error:
+                return Denied(text=f"{note.name}: {error}")
+        if note.is_first:
+            self.queue.give_back(note.name)
+        lease = self.queue.take(note.name, note.upto)
         if lease is not None:
             work = Work(epoch=lease.epoch, start=lease.start, stop=lease.stop)
             self._given[note.name] = (note.taken + 1, work)
             return work
+        if note.num_samples and self.queue.is_over(note.upto):
+            return Over()
         # Nothing for now: another worker may still be lost, and its lease come back.
-        return Halt() if self.queue.is_finished else Wait()
+        return Halt() if self.queue.is_stopped or self.queue.is_finished else Wait()
+
+    def _begin(self, now: float) -> None:
+        if self.began_at is None:
+            self.began_at = now
+
+    def _beat(self, note: Beat, now: float) -> AnyAnswer:
+        if note.name not in self._alive:  # a shard
+            if note.storage_error:
+                self.storage_errors[note.name] = note.storage_error
+            else:
+                self.storage_errors.pop(note.name, None)
+            if note.saved:
+                self.saved[note.name] = Saved(
+                    note.saved, note.inc, note.version, note.samples, now - note.age_s
+                )
+            return Halt() if self.is_halting_shards else Noted()
+        return Halt() if self.queue.is_stopped else Noted()
+
+    def _bad(self, note: Bad) -> None:
+        self.bad_samples.update(zip(note.samples, note.reasons, strict=False))
+        if self._bad_max is not None and len(self.bad_samples) > self._bad_max:
+            name, why = next(iter(self.bad_samples.items()))
+            text = (
+                f"{len(self.bad_samples)} of {self.queue.num_samples} samples cannot be read, "
+                f"more than the {self._bad_max} that data.max_bad allows; the first is {name}: "
+                f"{why}"
+            )
+            self._failure = self._failure or (note.name, "DB-DATA-003", text)
 
     def _stepped(self, note: Stepped, now: float) -> None:
-        answered = note.answered - self._answered.get(note.name, 0)
-        self._answered[note.name] = note.answered
-        self.worker_samples[note.name] += answered
-        self.queue.advance(note.name, answered)
-        self.last_step_at = now
+        self.is_initialised = True
+        self._ready.add(note.name)
         if note.samples:
+            self._begin(now)
+        answered = note.answered - self._answered.get(note.name, 0)
+        skipped = note.skipped - self._skipped.get(note.name, 0)
+        self._answered[note.name], self._skipped[note.name] = note.answered, note.skipped
+        self.worker_samples[note.name] += answered
+        self.skipped_samples += skipped
+        self.queue.advance(note.name, answered + skipped)
+        self.last_step_at = now
+        if note.samples and note.knows_loss:
             window = self._window
             window.losses.append((note.loss, note.samples))
             window.num_losses += note.samples
-            while window.num_losses - window.losses[0][1] >= self.queue.num_samples:
+            while window.num_losses - window.losses[0][1] >= (self.queue.num_samples or LOSSES_MAX):
                 window.num_losses -= window.losses.popleft()[1]
+        if note.samples:
+            window = self._window
             window.times.append((now, note.samples))
         if note.pushed:
             self.staleness.add(note.staleness)
@@ -276,6 +439,7 @@ class Controller:
 
     def _end(self, note: Ended) -> AnyAnswer:
         self.ended[note.name] = (note.code, note.text)
+        self.explained[note.name] = (note.why, note.fix)
         self._forget(note.name)
         self.queue.give_back(note.name)
         return Noted()
@@ -285,7 +449,8 @@ class Controller:
             self._gone[name] = self._alive.pop(name)
         self._given.pop(name, None)
         self._answered.pop(name, None)
-        if self._initialiser == name and self.began_at is None:
+        self._skipped.pop(name, None)
+        if self._initialiser == name and not self.is_initialised:
             self._initialiser = None  # the next one to ask brings the first parameters
 
     def _eta_s(self, now: float, rate: float) -> float | None:

@@ -4,11 +4,10 @@ import contextlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Protocol
 
 from distbelief.problem import Problem
-from distbelief.process import Spec
+from distbelief.spec import Spec
 
 
 class Process(Protocol):
@@ -46,8 +45,7 @@ class LocalProcess:
 
     def __init__(self, spec: Spec) -> None:
         self.name = spec.name
-        log = Path(spec.run_path) / "logs" / f"{spec.name}.out"
-        with log.open("ab") as out:
+        with spec.out.open("ab") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "distbelief.process"],
                 stdin=subprocess.PIPE,

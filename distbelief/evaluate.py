@@ -1,49 +1,108 @@
 """Evaluate: how good the parameters of a run are on a split of its data."""
 
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from distbelief.factory import load_images, make_model
+from distbelief.factory import make_model, num_loaders, open_data
+from distbelief.folder import RunFolder
 from distbelief.job import Job
 from distbelief.problem import Problem
 from distbelief.result import Accuracy
-from distbelief.workers.data import Images
+from distbelief.workers.feed import move, read_all
+from distbelief.workers.split import Split
+from distbelief.workers.worker import loss_of
+
+logger = logging.getLogger(__name__)
 
 MODEL = "model.safetensors"
 """The state dict of a run's model, in its run folder: parameters and buffers."""
 
 
-def evaluate(model: nn.Module, images: Images, split: str, batch_size: int = 100) -> Accuracy:
-    """Top-1 and top-5 accuracy.
+def evaluate(
+    model: nn.Module, split: Split, *, batch_size: int = 100, num_loaders: int = 0
+) -> Accuracy:
+    """Mean loss, and for a classification top-1 and top-5 accuracy, of a model on its device.
 
-    Raises: Problem if the model does not give one row of scores a sample.
+    Samples that cannot be read are left out. num_loaders: processes that decode.
+    Raises: Problem if the model gives neither scores nor a loss, or nothing can be read.
     """
     was_training = model.training
     model.eval()
-    top1 = top5 = 0
-    with torch.inference_mode():
-        for inputs, targets in images.batches(batch_size):
-            outputs = model(inputs)
-            if not isinstance(outputs, torch.Tensor) or outputs.ndim != 2:
-                raise Problem(
-                    "DB-MODEL-005",
-                    f"{type(model).__name__} gives {_describe(outputs)} in evaluation, not "
-                    "scores of shape [batch, classes]",
-                    fix="return the scores alone where not self.training",
-                )
-            k = min(5, outputs.shape[1])
-            hits = outputs.topk(k, dim=1).indices == targets.unsqueeze(1)  # [B, k]
-            top1 += int(hits[:, 0].sum())
-            top5 += int(hits.any(dim=1).sum())
-    model.train(was_training)
-    return Accuracy(
-        split, top1 / len(images), top5 / len(images) if images.num_classes > 5 else None
-    )
+    tally = _Tally()
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.inference_mode(), closing(read_all(split, batch_size, num_loaders)) as batches:
+            for batch in batches:
+                for name, why in batch.bad:
+                    logger.warning("left out %s: %s", name, why)
+                if batch.num_good:
+                    inputs, targets = move(batch.inputs, device), move(batch.targets, device)
+                    tally.add(model, model(inputs), targets, batch.num_good)
+    finally:
+        model.train(was_training)
+    if not tally.num_samples:
+        raise Problem("DB-DATA-006", f"no sample of the {split.name} split can be read")
+    return tally.accuracy(split)
+
+
+class _Tally:
+    """What evaluation has counted so far."""
+
+    def __init__(self) -> None:
+        self.num_samples = 0
+        self._loss: float | None = 0.0
+        self._top1: int | None = 0
+        self._top5 = 0
+        self._num_scores = 0
+
+    def add(self, model: nn.Module, outputs: object, targets: object, num: int) -> None:
+        """Raises: Problem if there is nothing to count."""
+        self.num_samples += num
+        if self._loss is not None:
+            try:
+                self._loss += num * float(loss_of(model, outputs, targets))
+            except Exception:  # whatever a loss raises that is for training only
+                logger.debug("no loss in evaluation", exc_info=True)
+                self._loss = None
+        if not _are_scores(outputs, targets):
+            self._top1 = None
+        elif self._top1 is not None:
+            assert isinstance(outputs, Tensor)
+            assert isinstance(targets, Tensor)
+            self._num_scores = outputs.shape[1]
+            best = outputs.topk(min(5, self._num_scores), dim=1).indices
+            hits = best == targets.unsqueeze(1)  # [B, k]
+            self._top1 += int(hits[:, 0].sum())
+            self._top5 += int(hits.any(dim=1).sum())
+        if self._top1 is None and self._loss is None:
+            raise Problem(
+                "DB-MODEL-005",
+                f"{type(model).__name__} gives {_describe(outputs)} in evaluation, not "
+                "scores of shape [batch, classes], and no loss can be made of it",
+                fix="return the scores alone where not self.training, or give the model a "
+                "method loss(outputs, targets) that takes what it returns then",
+            )
+
+    def accuracy(self, split: Split) -> Accuracy:
+        num = self.num_samples
+        loss = None if self._loss is None else self._loss / num
+        has_top5 = self._top1 is not None and (split.num_classes or self._num_scores) > 5
+        return Accuracy(
+            split.name,
+            None if self._top1 is None else self._top1 / num,
+            self._top5 / num if has_top5 else None,
+            round(loss, 6) if loss is not None and math.isfinite(loss) else None,
+        )
 
 
 def save_model(model: nn.Module, run: Path) -> Path:
@@ -55,51 +114,106 @@ def save_model(model: nn.Module, run: Path) -> Path:
         if id(tensor) not in owners:
             owners.add(id(tensor))
             kept[name] = tensor.detach().clone().contiguous()
-    save_file(kept, path)
+    save_tensors(kept, path)
     return path
 
 
-def evaluate_run(run: Path, split: str, source: str | None = None) -> Accuracy:
-    """Build the model of a run folder again and evaluate it.
-
-    source: other data than the run's. Raises: Problem.
-    """
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a model's file whole. Raises: Problem if it cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        job = Job.from_json((run / "job.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        save_file(dict(tensors), part)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise Problem(
+            "DB-STORE-004",
+            f"{path} cannot be written: {error}",
+            why="the run has ended; its shards have saved what was trained, if they could",
+            fix="free some space, then: distbelief resume, with a later --until if it was done",
+        ) from error
+
+
+def evaluate_run(run: Path, name: str, source: str | None = None) -> Accuracy:
+    """Build the model of a run folder again and evaluate it on the split of that name.
+
+    source: other data than the run's. The user's modules are found from where the run was
+    launched; that folder is the current one meanwhile. Raises: Problem.
+    """
+    folder = RunFolder(run.resolve())
+    try:
+        job = Job.from_toml(folder.config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, Problem) as error:
         raise Problem(
             "DB-RUN-002",
-            f"{run} is not a run folder: {error}",
+            f"{run} is not a run folder: {error.what if isinstance(error, Problem) else error}",
             fix="name the folder that `distbelief launch` printed, such as runs/20261122-1015-ab12",
         ) from error
     if source is not None:
         job = replace(job, data=replace(job.data, source=source))
-    if not (run / MODEL).is_file():
+    if not folder.model.is_file():
         raise Problem(
             "DB-RUN-006",
-            f"{run} has no {MODEL}: the run has not ended, or it ended without saving",
+            f"{run} has no {folder.model.name}: the run has not ended, or it ended without saving",
             fix=f"if there is one, {run / 'result.json'} says how it ended",
         )
-    images = load_images(job, split)
-    model = make_model(job, images)
+    with _where_it_began(folder, source):
+        split = open_data(job, name)
+        if split is None:
+            raise Problem(
+                "DB-DATA-005",
+                f"{job.data.source} has no {name} split",
+                fix="evaluate on the other one with --split train, or name data with --data",
+            )
+        model = make_model(job, split)
+        _load(model, folder.model)
+        return evaluate(model, split, num_loaders=num_loaders(replace(job, workers=1), split))
+
+
+@contextmanager
+def _where_it_began(folder: RunFolder, source: str | None) -> Iterator[None]:
+    """The folder where the run was launched, if it is there, as the current one."""
+    began, here = folder.launcher, Path.cwd()
+    if began is None or source is not None or not Path(began.cwd).is_dir():
+        yield
+        return
+    os.chdir(began.cwd)
     try:
-        tensors = load_file(run / MODEL)
+        yield
+    finally:
+        os.chdir(here)
+
+
+def _load(model: nn.Module, path: Path) -> None:
+    """Put a saved state dict into a model. Raises: Problem if they do not fit."""
+    try:
+        tensors = load_file(path)
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise Problem(
             "DB-MODEL-004",
-            f"{run / MODEL} does not fit the run's model: {error}",
+            f"{path} does not fit the run's model: {error}",
             fix="if the run has not ended yet, wait; if the model's code was changed, undo that",
         ) from error
     tied = set(missing) - _tied_names(model)
     if tied or unexpected:
         raise Problem(
             "DB-MODEL-004",
-            f"{run / MODEL} does not fit the run's model: "
+            f"{path} does not fit the run's model: "
             f"{(sorted(tied) + list(unexpected))[0]} is on one side only",
             fix="was the model's code changed since the run?",
         )
-    return evaluate(model, images, split)
+
+
+def _are_scores(outputs: object, targets: object) -> bool:
+    """Scores [B, classes] and classes int64 [B]."""
+    return (
+        isinstance(outputs, Tensor)
+        and isinstance(targets, Tensor)
+        and outputs.ndim == 2
+        and targets.dtype == torch.int64
+        and targets.shape == outputs.shape[:1]
+    )
 
 
 def _describe(outputs: object) -> str:

@@ -1,12 +1,10 @@
 """Factory: from the name of a model to an nn.Module and its contract with the shards."""
 
 import copy
-import importlib
 import inspect
-import sys
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,7 +17,10 @@ from distbelief.param_server.layout import layout_of, trainable
 from distbelief.param_server.partition import Partition
 from distbelief.problem import Problem
 from distbelief.workers.arena import refuse_sparse_modules
-from distbelief.workers.data import Images, load
+from distbelief.workers.data import open_split
+from distbelief.workers.feed import Batch, default_loaders, read_all
+from distbelief.workers.own import UserError, find, user_frames
+from distbelief.workers.split import Split
 from distbelief.workers.worker import loss_of
 
 KNOWN: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # Any: arguments of the factory
@@ -33,22 +34,29 @@ KNOWN: Mapping[str, tuple[str, Mapping[str, Any]]] = {  # Any: arguments of the 
 batch-norm variant for images of 16 to 64 pixels."""
 
 IMAGE_SIZE = {"digits": 16}
-"""What image_size = 0 means, by source."""
+"""What image_size = 0 means, where a source's own size does not suit."""
+TRIALS = 10
+"""The trial takes a batch that can be read from so many first ones."""
 
 
-def make_model(job: Job, images: Images) -> nn.Module:
+def make_model(job: Job, split: Split) -> nn.Module:
     """Build the job's model for its data; the same for the same seed, on every machine.
+
+    The factory is offered num_classes, in_channels, image_size and width, as far as the data
+    tells them.
 
     Raises: Problem if the factory cannot be found, raises, or returns something else.
     """
     path, args = KNOWN.get(job.model.factory, (job.model.factory, {}))
     factory = _find(path)
-    offered = {
-        "num_classes": images.num_classes,
-        "in_channels": images.inputs.shape[1],
-        "image_size": images.inputs.shape[-1],
-        "width": job.model.width,
+    shape = split.input_shape
+    told = {
+        "num_classes": split.num_classes,
+        "in_channels": None if shape is None else shape[0],
+        "image_size": shape[-1] if shape is not None and shape[-1] == shape[-2] else None,
     }
+    known = {name: value for name, value in told.items() if value is not None}
+    offered = {**known, "width": job.model.width}
     given = {**args, **job.model.args}
     takes = _parameters(factory)
     if job.model.width != 1 and "width" not in takes:
@@ -61,8 +69,9 @@ def make_model(job: Job, images: Images) -> nn.Module:
         raise Problem(
             "DB-MODEL-001",
             f"the model factory {path} raised {type(error).__name__}: {error}",
-            why=_user_frames(error),
-            fix='call it yourself: python -c "from '
+            why=user_frames(error),
+            fix=_unknown(set(told) - set(known), takes - set(given), job.data.source)
+            + 'call it yourself: python -c "from '
             + path.replace(":", " import ")
             + f'; {path.rpartition(":")[2]}({", ".join(f"{k}={v!r}" for k, v in given.items())})"',
         ) from error
@@ -97,37 +106,72 @@ def make_contract(job: Job, model: nn.Module, num_samples: int) -> Contract:
     return contract
 
 
-def try_model(job: Job, model: nn.Module, images: Images) -> None:
+def try_model(job: Job, model: nn.Module, split: Split) -> None:
     """Run one batch through a copy of the model, so that a misfit shows before the start.
 
-    Raises: Problem if its forward pass or its loss does.
+    Raises: Problem if its forward pass or its loss does, or no batch can be read.
     """
     trial = copy.deepcopy(model)
-    inputs, targets = images.batch(torch.arange(min(job.train.batch_size, len(images))))
+    batch = _first_batch(split, job.train.batch_size)
     try:
         with torch.no_grad():
-            loss_of(trial, trial.train()(inputs), targets)
+            loss_of(trial, trial.train()(batch.inputs), batch.targets)
     except Exception as error:  # the user's code may raise anything
         raise Problem(
             "DB-MODEL-005",
-            f"a first batch {list(inputs.shape)} failed in {type(model).__name__}: "
+            f"a first batch {_shape(batch.inputs)} failed in {type(model).__name__}: "
             f"{type(error).__name__}: {error}",
-            why=_user_frames(error),
+            why=user_frames(error),
             fix="does the model fit the data? See num_classes, in_channels and image_size",
         ) from error
 
 
-def load_images(job: Job, split: str) -> Images:
-    """Open a split of the job's data.
+def open_data(job: Job, split: str) -> Split | None:
+    """Open a split of the job's data; None if there is no test split, a training split always is.
 
     Raises: Problem.
     """
     kind = job.data.source.partition(":")[0]
     size = job.data.image_size or IMAGE_SIZE.get(kind, 0)
     try:
-        return load(job.data.source, split, size)
+        return open_split(job.data.source, split, size)
+    except UserError as error:
+        raise Problem("DB-DATA-004", str(error), why=error.frames, fix=error.fix) from error
     except (ValueError, OSError) as error:
         raise Problem("DB-DATA-001", str(error)) from error
+
+
+def num_loaders(job: Job, split: Split) -> int:
+    """Processes that decode in each worker of the job."""
+    if job.data.loaders is not None:
+        return job.data.loaders
+    return default_loaders(split, job.workers)
+
+
+def _first_batch(split: Split, batch_size: int) -> Batch:
+    """The first batch that can be read; the launcher itself reads it."""
+    bad: tuple[tuple[str, str], ...] = ()
+    try:
+        with closing(read_all(split, batch_size)) as batches:
+            for batch in islice(batches, TRIALS):
+                bad += batch.bad
+                if batch.num_good >= min(2, batch.num_positions):  # one is none to a BatchNorm
+                    return batch
+    except Exception as error:  # the user's own data may raise anything
+        raise Problem(
+            "DB-DATA-004",
+            f"reading a first batch raised {type(error).__name__}: {error}",
+            why=user_frames(error),
+        ) from error
+    raise Problem(
+        "DB-DATA-006",
+        f"the first {len(bad)} samples cannot be read; {bad[0][0]}: {bad[0][1]}",
+        fix="look at one of these files yourself",
+    )
+
+
+def _shape(inputs: object) -> str:
+    return str(list(inputs.shape)) if isinstance(inputs, torch.Tensor) else type(inputs).__name__
 
 
 def _find(path: str) -> Callable[..., object]:
@@ -138,22 +182,21 @@ def _find(path: str) -> Callable[..., object]:
             f"model {path!r} is neither {', '.join(KNOWN)} nor module:factory",
             fix="write it as --model my_net:Net, for a file my_net.py in this folder",
         )
-    here = str(Path.cwd())
-    if here not in sys.path:  # as `python` itself would: the user's own files come first
-        sys.path.insert(0, here)
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a script, not a module, may even end the process
-        raise Problem(
-            "DB-MODEL-001",
-            f"importing {module_name} raised {type(error).__name__}: {error}",
-            why=_user_frames(error),
-            fix=f"call it from the folder where `python -c 'import {module_name}'` works",
-        ) from error
-    factory: Callable[..., object] | None = getattr(module, name, None)
-    if not callable(factory):
-        raise Problem("DB-MODEL-001", f"{module_name} has no callable {name!r}")
-    return factory
+        return find(path)
+    except UserError as error:
+        raise Problem("DB-MODEL-001", str(error), why=error.frames, fix=error.fix) from error
+
+
+def _unknown(untold: set[str], missing: set[str], source: str) -> str:
+    """A hint where the factory takes something that the data does not tell."""
+    names = sorted(untold & missing)
+    if not names:
+        return ""
+    return (
+        f"{source} does not tell {', '.join(names)}: --set model.args.{names[0]}=..., or give "
+        "your dataset that attribute; or "
+    )
 
 
 def _parameters(factory: Callable[..., object]) -> set[str]:
@@ -161,13 +204,3 @@ def _parameters(factory: Callable[..., object]) -> set[str]:
         return set(inspect.signature(factory).parameters)
     except ValueError:  # written in C, without a signature
         return set()
-
-
-def _user_frames(error: BaseException) -> str:
-    """The traceback without our own frames and the import machinery."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and "importlib" not in frame.filename
-    ]
-    return "".join(traceback.format_list(frames)).rstrip()

@@ -16,6 +16,8 @@ from typing import Any
 
 from distbelief.problem import Problem
 
+RUNS = "runs"
+"""Where run folders are made, unless another place is named."""
 STOP_WORDS = {"safe": 1, "now": 2}
 """What the file `stop` may hold, and the level of `Stop` it asks for."""
 
@@ -40,7 +42,7 @@ class Launcher:
             pid=os.getpid(),
             host=socket.gethostname(),
             started_at=time.time(),
-            process_began=_began(os.getpid()),
+            process_began=began_at(os.getpid()),
             cwd=str(Path.cwd()),
             version=version,
         )
@@ -48,9 +50,9 @@ class Launcher:
     @property
     def is_alive(self) -> bool | None:
         """Whether it still runs; None where that cannot be seen from this machine."""
-        if self.host != socket.gethostname():
+        if self.host != socket.gethostname() or not self.process_began:
             return None
-        return _began(self.pid) == self.process_began
+        return began_at(self.pid) == self.process_began
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,13 @@ class RunFolder:
     def run(self) -> str:
         """Id of the run: the folder's name."""
         return self.path.name
+
+    @property
+    def resume_command(self) -> str:
+        """What goes on with it, to be copied; the current folder is where it was launched."""
+        parent = self.path.parent
+        where = "" if parent == Path(RUNS) else f" --run-dir {parent}"
+        return f"distbelief resume {self.run}{where}"
 
     @property
     def logs(self) -> Path:
@@ -108,6 +117,21 @@ class RunFolder:
 
     def write_launcher(self, launcher: Launcher) -> None:
         self.write("launcher.json", asdict(launcher))
+
+    @property
+    def left_over(self) -> list[tuple[str, int]]:
+        """(name, pid) of this run's processes that still run on this machine."""
+        try:
+            rows = json.loads((self.path / "processes.json").read_text(encoding="utf-8"))
+            return [
+                (row["name"], row["pid"])
+                for row in rows
+                if row["host"] == socket.gethostname()
+                and row["began"]
+                and began_at(row["pid"]) == row["began"]
+            ]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     @property
     def result(self) -> dict[str, Any] | None:  # Any: JSON
@@ -179,7 +203,8 @@ def find_run(name: str | None, parent: Path) -> RunFolder:
     Raises: Problem if there is none, or more than one.
     """
     if name is not None and RunFolder(Path(name)).is_run:
-        return RunFolder(Path(name))
+        path = Path(name)
+        return RunFolder(path if path.name.strip(".") else path.resolve())  # ., ..: no id
     runs = all_runs(parent)
     if name is None:
         if runs:
@@ -207,8 +232,8 @@ def find_run(name: str | None, parent: Path) -> RunFolder:
     )
 
 
-def _began(pid: int) -> str:
-    """The kernel's start time of a process, as text; empty if there is none."""
+def began_at(pid: int) -> str:
+    """The kernel's start time of a process, as text; empty if there is none, or no /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:

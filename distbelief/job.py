@@ -1,7 +1,8 @@
-"""Job: one training run as a frozen configuration, from a TOML file, flags and `--set`.
+"""Job: one training run as a frozen configuration, made of settings (settings.py).
 
 Each layer owns its own configuration; this file composes them. A job never changes after its
-start; the resolved one is written into the run folder as job.json.
+start; the resolved one is written into the run folder as config.toml. The text below a field is
+also what the command line and docs/configuration.md say of it.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from distbelief.param_server.layout import Group
 from distbelief.param_server.schedule import Schedule
 from distbelief.param_server.update import Rule, make_rule
 from distbelief.problem import Problem
+from distbelief.settings import ENV_PREFIX, KeyProblem, Settings, gather, variable_of
 from distbelief.workers.downpour import DownpourConfig
 from distbelief.workers.worker import WorkerConfig
 
@@ -30,6 +32,7 @@ ENGINES = ("ray", "local")
 SEED_END = 2**32
 """Epochs and workers multiply the seed, and torch takes 64 bits."""
 _UNTIL = re.compile(r"(\d+)(?:-(epoch|update)s?|(s|m|h))")
+_MEANT = re.compile(r"did you mean (.+)\?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -60,12 +63,12 @@ class ModelConfig:
     """Which model, and how it is made."""
 
     factory: str = "googlenet-small"
-    """module:function that returns an nn.Module, or one of factory.KNOWN."""
+    """`module:factory` of your own, `googlenet-small` or `googlenet`."""
     args: Mapping[str, Any] = field(default_factory=dict)  # Any: the factory's own arguments
-    """Keyword arguments of the factory. num_classes, in_channels, image_size and width are added
-    where it takes them and they are not given."""
+    """Keyword arguments of the factory; num_classes, in_channels, image_size and width are added
+    where it takes them."""
     width: float = 1.0
-    """Multiplier on the number of channels."""
+    """Multiplier on channels, for factories that take `width`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +79,9 @@ class ScriptConfig:
     """
 
     path: str = ""
-    """Empty: no script, the worker's own loop trains `model` on `data`."""
+    """A training script, run in each worker; empty for `model` and `data` and our own loop."""
     args: tuple[str, ...] = ()
-    """The script's own arguments, its sys.argv[1:]."""
+    """The script's own arguments, what stands after `--`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +89,11 @@ class DataConfig:
     """Which data."""
 
     source: str = "digits"
-    """digits, fashion-mnist[:PATH], folder:PATH, wds:PATTERN, or module:function."""
+    """`digits`, `fashion-mnist[:PATH]`, `folder:PATH`, `wds:PATTERN`, or `module:function`."""
     image_size: int = 0
     """Images are resized to this square; 0 takes what suits the source (digits: 16)."""
     loaders: int | None = None
-    """Processes of each worker that decode. By default none for data in memory, else 1 or more."""
+    """Processes of each worker that decode; by default none for data in memory, else 1 or more."""
     max_bad: float = 0.01
     """Share of the samples that may be unreadable before the run ends; they are left out."""
 
@@ -102,30 +105,42 @@ class TrainConfig:
     batch_size: int = 32
     """Samples in a batch of one worker."""
     lr: float = 0.005
+    """Learning rate, applied by the shards."""
     optimizer: str = "momentum"
-    """sgd, momentum, nesterov, adagrad, adam or adamw; applied by the shards."""
+    """`sgd`, `momentum`, `nesterov`, `adagrad`, `adam` or `adamw`."""
     momentum: float | None = None
+    """Of `momentum` and `nesterov`. A hyper-parameter that the rule does not have is an error."""
     beta1: float | None = None
+    """Of `adam` and `adamw`."""
     beta2: float | None = None
+    """Of `adam` and `adamw`."""
     eps: float | None = None
+    """Of `adagrad`, `adam` and `adamw`."""
     weight_decay: float = 0.0
+    """L2; decoupled for `adamw`."""
     bias_lr: float = 1.0
-    """Factor on the rate of 1-D tensors (biases and norms). Caffe's GoogLeNet has 2."""
+    """Factor on the rate of 1-D tensors (biases and norms); Caffe's GoogLeNet has 2."""
     bias_decay: float = 1.0
-    """Factor on the decay of 1-D tensors. Caffe's GoogLeNet has 0."""
+    """Factor on the decay of 1-D tensors; Caffe's GoogLeNet has 0."""
     schedule: Schedule = field(default_factory=lambda: Schedule(kind="poly"))
     """Factor on the rate by samples applied; by default it falls in a line to 0 at the end."""
     n_fetch: int = 1
+    """Steps from one fetch to the next."""
     n_push: int = 1
+    """Steps from one push to the next; a push carries their sum."""
     fetch_policy: str = "fresh"
+    """`fresh` waits for the answer to its own push; `latest` never waits."""
     local_lr: float | None = None
-    """The paper's alpha. By default lr for sgd, momentum and nesterov, and 0 for the adaptive
-    rules, whose lr is no rate of a plain step."""
+    """The paper's alpha, the local step between two fetches; by default `lr` for `sgd`,
+    `momentum` and `nesterov`, and 0 for the adaptive rules, whose lr is no rate of a plain step."""
     clip_norm: float = 0.0
+    """Norm of the whole gradient, clipped in the worker; 0 does not."""
     clip_part_norm: float = 0.0
+    """Norm of a part's gradient, clipped by its shard; 0 does not."""
     warm_start: int = 0
-    """Samples that one worker trains on alone before the others begin."""
+    """Samples that one worker trains on alone first."""
     merge_every_steps: int = 20
+    """Steps between two merges of buffers such as BatchNorm's."""
 
     @property
     def rule(self) -> Rule:
@@ -161,9 +176,9 @@ class NetConfig:
     """Where the processes of a job listen."""
 
     host: str = "127.0.0.1"
-    """Address to bind to. Anything but loopback is unencrypted today and needs `insecure`."""
+    """Address to listen on."""
     insecure: bool = False
-    """Listen beyond loopback without encryption, inside a network that is all yours."""
+    """Allow another than loopback although nothing is encrypted."""
     port: int = 0
     """The controller listens on this port and shard i on port + 1 + i; 0 takes free ones."""
 
@@ -173,8 +188,9 @@ class SaveConfig:
     """Snapshots of the shards."""
 
     every_s: float = 30.0
-    """Seconds between two snapshots; 0 saves only at the end."""
+    """Seconds between snapshots of a shard; 0 saves at the end only."""
     keep: int = 2
+    """Snapshots kept, at least 2: the older one is used where the newest is damaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,21 +198,26 @@ class Job:
     """One training run. Every field has a default: `Job()` trains GoogLeNet on digits."""
 
     workers: int = 2
+    """Model replicas that compute gradients."""
     shards: int = 2
+    """Processes that hold the parameters; at most as many as the model has parts."""
     engine: str = "ray"
-    """ray, or local (plain subprocesses of this machine)."""
+    """`ray`, or `local` (plain subprocesses of this machine)."""
     address: str = "local"
-    """Ray's: local starts a cluster of its own on this machine; auto, or host:port."""
+    """Ray's: `local` starts a cluster of the run's own; `auto`, `host:port` join one on this
+    machine."""
     until: str = "12-epochs"
-    """10-epochs, 5000-updates (of the part furthest behind), or 20m."""
+    """`10-epochs`, `5000-updates` (of the part furthest behind), `90s`, `20m`, `2h`."""
     seed: int = 0
+    """Of the first parameters and of the data's order."""
     run_dir: str = "runs"
-    """Folder in which each run makes a folder of its own."""
+    """Where run folders are made."""
     dashboard: bool = True
     """Accepted; has no effect yet."""
     threads: int = 0
-    """Threads of torch in each worker; 0 divides the machine's cores by the workers."""
+    """Threads of torch in each worker; 0 divides the cores by the workers."""
     device: str = "cpu"
+    """Where a worker computes."""
     silence_s: float = 300.0
     """A worker that has said nothing for so long is ended; one batch must not take longer."""
     script: ScriptConfig = field(default_factory=ScriptConfig)
@@ -292,7 +313,7 @@ class Job:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Job":  # Any: TOML and JSON
         """Raises: Problem naming the key, for an unknown one the nearest known one."""
-        job = _build(cls, data, "")
+        job = _build(cls(), data, "")
         assert isinstance(job, Job)
         return job
 
@@ -306,31 +327,64 @@ def load_job(
 
     flags: by dotted key, as settings. Raises: Problem.
     """
-    data: dict[str, Any] = {}  # Any: TOML
-    if config is not None:
-        try:
-            data = tomllib.loads(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise Problem(
-                "DB-USE-002", f"{config} is not a job: {error}", fix="see docs/configuration.md"
-            ) from error
-    overrides = dict(flags)
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals or not key:
-            raise Problem(
-                "DB-USE-001",
-                f"--set {setting!r} has no value",
-                fix="write it as --set train.lr=0.1",
-            )
-        if key in flags:
-            raise Problem(
-                "DB-USE-001", f"{key} is given twice: by its flag and by --set", fix="keep one"
-            )
-        overrides[key] = _value(text)
-    for key, value in overrides.items():
-        _put(data, key, value)
-    return Job.from_dict(data)
+    return compose(gather([] if config is None else [config], flags, settings))
+
+
+def compose(settings: Settings) -> Job:
+    """The job that settings come to.
+
+    Raises: Problem naming the key and where it was said.
+    """
+    job, problem = _try(settings)
+    if job is None:
+        assert problem is not None
+        raise problem
+    return job
+
+
+def find_problems(settings: Settings) -> list[Problem]:
+    """All that is wrong with settings: each mistake is put aside to look for the next."""
+    found: list[Problem] = []
+    while True:
+        problem = _try(settings)[1]
+        if problem is None:
+            return found
+        found.append(problem)
+        rest = settings.without(problem.key) if problem.key else settings
+        if rest == settings:  # nobody can say which key it is
+            return found
+        settings = rest
+
+
+def _try(settings: Settings) -> tuple[Job | None, KeyProblem | None]:
+    try:
+        settings = settings.for_script()
+        return Job.from_dict(settings.data()), None
+    except KeyProblem as problem:
+        return None, _blame(problem, settings)
+
+
+def _blame(problem: KeyProblem, settings: Settings) -> KeyProblem:
+    """Say where the wrong value was said, if one place can be named."""
+    if problem.why:
+        return problem
+    said = settings.about(problem.key) if problem.key else []
+    if not said:
+        # A message of a value's own class has no whole key, but the name in front, or the name or
+        # the value in quotes.
+        words = [*re.findall(r"'(\w+)'", problem.what), problem.what.split()[0].split(".")[-1]]
+        for word in words:
+            said = [s for s in settings.said if word in (s.path[-1], s.value)]
+            if len({s.path for s in said}) == 1:
+                break
+            said = []
+    if said:
+        newest = said[-1]
+        problem.key = newest.key
+        problem.why = f"{newest.where} says {newest.key} = {newest.value!r}"
+        if newest.where.startswith(ENV_PREFIX) and (near := _MEANT.fullmatch(problem.fix)):
+            problem.fix = f"did you mean {variable_of(near[1])}?"
+    return problem
 
 
 def _without_none(data: Mapping[str, Any]) -> dict[str, Any]:  # Any: TOML
@@ -342,51 +396,34 @@ def _without_none(data: Mapping[str, Any]) -> dict[str, Any]:  # Any: TOML
     }
 
 
-def _value(text: str) -> Any:  # Any: TOML
-    """A TOML value, or the text itself where it is none (`--set data.source=digits`)."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _put(data: dict[str, Any], key: str, value: Any) -> None:  # Any: TOML
-    *path, last = key.split(".")
-    for name in path:
-        data = data.setdefault(name, {})
-        if not isinstance(data, dict):
-            raise Problem("DB-USE-001", f"{key}: {name} is a value, not a section")
-    data[last] = value
-
-
-def _build(cls: type, data: Mapping[str, Any], prefix: str) -> Any:  # Any: one of our configs
+def _build(base: Any, data: Mapping[str, Any], prefix: str) -> Any:  # Any: one of our configs
+    """A configuration as `base`, changed by what data says."""
     if not isinstance(data, Mapping):
-        raise Problem("DB-USE-001", f"{prefix[:-1]} must be a section, got {data!r}")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
+        raise KeyProblem(prefix[:-1], f"{prefix[:-1]} must be a section, got {data!r}")
+    hints = typing.get_type_hints(type(base))
+    names = [f.name for f in dataclasses.fields(base)]
     values: dict[str, Any] = {}  # Any: as above
     for key, value in data.items():
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
-            raise Problem(
-                "DB-USE-001",
+            raise KeyProblem(
+                prefix + key,
                 f"unknown key {prefix}{key}",
-                fix=f"did you mean {prefix}{near[0]}?"
+                f"did you mean {prefix}{near[0]}?"
                 if near
                 else f"{prefix[:-1] or 'a job'} takes {', '.join(names)}",
             )
-        values[key] = _fit(hints[key], value, prefix + key)
+        values[key] = _fit(hints[key], value, prefix + key, getattr(base, key))
     try:
-        return cls(**values)
+        return replace(base, **values)
     except ValueError as error:
-        raise Problem("DB-USE-001", str(error), fix="see docs/configuration.md") from error
+        raise KeyProblem("", str(error), "see docs/configuration.md") from error
 
 
-def _fit(hint: Any, value: Any, key: str) -> Any:  # Any: annotations and TOML values
+def _fit(hint: Any, value: Any, key: str, default: Any) -> Any:  # Any: annotations, TOML values
     """Hold a value against the annotation of its field."""
     if dataclasses.is_dataclass(hint):
-        assert isinstance(hint, type)
-        return _build(hint, value, key + ".")
+        return _build(default, value, key + ".")
     if typing.get_origin(hint) is types.UnionType:
         if value is None:
             return None
@@ -394,13 +431,11 @@ def _fit(hint: Any, value: Any, key: str) -> Any:  # Any: annotations and TOML v
     wanted = typing.get_origin(hint) or hint
     if wanted is tuple:  # of texts: the only one there is
         if not isinstance(value, list | tuple) or not all(type(v) is str for v in value):
-            raise Problem("DB-USE-001", f"{key} must be a list of texts, got {value!r}")
+            raise KeyProblem(key, f"{key} must be a list of texts, got {value!r}")
         return tuple(value)
     if wanted is float and type(value) is int:
         return float(value)
     if type(value) is not wanted and not (wanted is Mapping and isinstance(value, dict)):
-        raise Problem(
-            "DB-USE-001",
-            f"{key} must be {'a section' if wanted is Mapping else wanted.__name__}, got {value!r}",
-        )
+        wish = "a section" if wanted is Mapping else wanted.__name__
+        raise KeyProblem(key, f"{key} must be {wish}, got {value!r}")
     return value

@@ -9,19 +9,24 @@ from rich.live import Live
 from rich.text import Text
 
 from distbelief.controller import Progress
+from distbelief.launcher_log import events
+from distbelief.terminal import outliving
 
 PLAIN_EVERY_S = 10.0
 """Seconds between two plain lines."""
 
 
 class LiveLine:
-    """Shows progress and events. A context manager; used by one thread."""
+    """Shows progress and events, as long as there is somebody to see them.
+
+    A context manager; used by one thread.
+    """
 
     def __init__(
         self, out: TextIO, *, plain: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """plain: one line every PLAIN_EVERY_S and for each event, instead of a line that moves."""
-        self._console = Console(file=out, highlight=False, soft_wrap=True)
+        self._console = Console(file=outliving(out), highlight=False, soft_wrap=True)
         self._live = (
             None
             if plain or not self._console.is_terminal
@@ -41,6 +46,7 @@ class LiveLine:
 
     def say(self, text: str) -> None:
         """An event: stays on the screen, above the line."""
+        events.info("%s", text)
         self._console.print(Text(text))
 
     def update(self, progress: Progress) -> None:

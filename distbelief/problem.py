@@ -7,10 +7,15 @@ EXIT_OF = {
     "DB-MODEL": 1,  # the user's model
     "DB-DATA": 2,
     "DB-TRAIN": 1,
+    "DB-SCRIPT": 1,  # the user's script
     "DB-ENV": 3,  # the environment is not ready
     "DB-RUN": 1,  # processes of the run
     "DB-STORE": 5,
+    "DB-BUG": 1,  # ours
+    "DB-RUN-008": 3,  # not ready: the run is still going on
 }
+"""Exit code by family; a whole code goes before its family."""
+MORE = "docs/errors.md"
 
 
 class Problem(DistBeliefError):
@@ -26,7 +31,7 @@ class Problem(DistBeliefError):
     @property
     def exit_code(self) -> int:
         """Exit code of the command that ends with this problem."""
-        return EXIT_OF[self.code.rpartition("-")[0]]
+        return EXIT_OF.get(self.code) or EXIT_OF[self.code.rpartition("-")[0]]
 
     def __str__(self) -> str:
         lines = [f"error[{self.code}]: {self.what}"]
@@ -35,3 +40,8 @@ class Problem(DistBeliefError):
         if self.fix:
             lines.append("  try   " + self.fix.replace("\n", "\n        "))
         return "\n".join(lines)
+
+    @property
+    def text(self) -> str:
+        """As the command line shows it: with the place where the code is explained."""
+        return f"{self}\n  more  {MORE}#{self.code.lower()}"

@@ -6,23 +6,24 @@ The spec comes through standard input, for it holds the job's token, which must 
 list of processes or an environment.
 """
 
-import json
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import zmq
 
-from distbelief.factory import load_images, make_contract, make_model
-from distbelief.job import Job
+from distbelief.factory import make_contract, make_model, num_loaders, open_data
+from distbelief.job import Job, NetConfig
 from distbelief.param_server.client import Identity
+from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import DistBeliefError
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
@@ -30,45 +31,16 @@ from distbelief.param_server.snapshot import SnapshotStore
 from distbelief.param_server.transport import ZmqClient, ZmqServer
 from distbelief.param_server.wire import sayable
 from distbelief.problem import Problem
+from distbelief.run_script import run_script
+from distbelief.spec import Spec
 from distbelief.workers.control import Beat, Control, ControllerGone, Ended, Halt, Serving
+from distbelief.workers.own import user_frames
 from distbelief.workers.worker import NonFiniteLoss, Worker
 
 logger = logging.getLogger(__name__)
 
 BEAT_S = 0.2
 """A shard asks this often whether it is still wanted."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """All that a process has to be told."""
-
-    role: str
-    """worker or shard."""
-    index: int
-    inc: int
-    """Incarnation of a worker, epoch of a shard."""
-    run: str
-    token: str = field(repr=False)
-    controller: str
-    """Endpoint of the controller."""
-    job: str
-    """The job as JSON."""
-    run_path: str
-    """The run's folder."""
-    cwd: str
-    """Where the launcher was called: the user's modules are found from here."""
-
-    @property
-    def name(self) -> str:
-        return f"shard{self.index}" if self.role == "shard" else f"w{self.index}"
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Spec":
-        return cls(**json.loads(text))
 
 
 def run_process(spec: Spec) -> None:
@@ -98,24 +70,26 @@ def _run_told(
     spec: Spec, job: Job, control: Control, context: "zmq.Context[zmq.Socket[bytes]]"
 ) -> None:
     """Run, and tell the controller how it ended."""
-    code, text = "", ""
+    code, text, why, fix = "", "", "", ""
     try:
         if spec.role == "shard":
             _run_shard(spec, job, control, context)
+        elif job.script.path:
+            run_script(spec, job, control, lambda: ZmqClient(context))
         else:
             _run_worker(spec, job, control, context)
     except ControllerGone as error:
         logger.error("%s", error)
         return
     except Problem as error:
-        code, text = error.code, "\n".join(filter(None, (error.what, error.why, error.fix)))
+        code, text, why, fix = error.code, error.what, error.why, error.fix
     except NonFiniteLoss as error:
         code, text = "DB-TRAIN-001", str(error)
     except DistBeliefError as error:
         code, text = "DB-RUN-001", str(error)
     except Exception as error:
         logger.exception("%s ended", spec.name)
-        code, text = "DB-TRAIN-002", f"{type(error).__name__}: {error}"
+        code, text, why = "DB-TRAIN-002", f"{type(error).__name__}: {error}", user_frames(error)
     if code:
         logger.error("%s: %s", code, text)
     try:
@@ -127,6 +101,8 @@ def _run_told(
                 inc=spec.inc,
                 code=code,
                 text=sayable(text),
+                why=sayable(why),
+                fix=sayable(fix),
             )
         )
     except ControllerGone:
@@ -136,18 +112,19 @@ def _run_told(
 def _run_worker(
     spec: Spec, job: Job, control: Control, context: "zmq.Context[zmq.Socket[bytes]]"
 ) -> None:
-    images = load_images(job, "train")
-    model = make_model(job, images)
-    contract = make_contract(job, model, len(images))
+    split = open_data(job, "train")
+    assert split is not None  # every source has this one
+    model = make_model(job, split)
+    contract = make_contract(job, model, len(split))
     # From here on each incarnation of each worker draws its own numbers (dropout).
     torch.manual_seed((job.seed + 1) * 1_000_003 + spec.index * 1009 + spec.inc)
     identity = Identity(run=spec.run, w=spec.name, inc=spec.inc, token=spec.token)
     worker = Worker(
-        job.worker_config,
+        replace(job.worker_config, num_loaders=num_loaders(job, split)),
         identity,
         model,
         contract,
-        images,
+        split,
         control,
         lambda: ZmqClient(context),
     )
@@ -172,8 +149,11 @@ def _run_shard(
     if found is not None:
         for wrong in found[1]:
             logger.error("snapshot not used: %s", wrong)
-    shard = Shard(config, image=found[0] if found is not None else None)
-    transport = ZmqServer(context, job.net.host)
+    image = found[0] if found is not None else None
+    if image is not None and spec.contract:
+        image = replace(image, contract=Contract.from_json(spec.contract.encode()))
+    shard = Shard(config, image=image)
+    transport = listen(context, job.net, 1 + spec.index)
     halt = threading.Event()
     try:
         server = ShardServer(shard, transport, store, SnapshotConfig(every_s=job.save.every_s))
@@ -190,7 +170,9 @@ def _run_shard(
         )
         logger.info("shard %s pid=%d serves at %s", spec.name, os.getpid(), transport.endpoint)
         with _on_sigterm(halt.set):
-            server.serve(_Beating(spec, control, server, halt))
+            beating = _Beating(spec, control, server, halt)
+            server.serve(beating)
+        control.ask(beating.beat())  # the last snapshot
         logger.info("shard %s ends: %r", spec.name, shard)
         if server.storage_error is not None:
             raise Problem("DB-STORE-001", server.storage_error)
@@ -212,18 +194,25 @@ class _Beating:
     def __call__(self) -> bool:
         if self._halt.is_set():
             return True
-        beat = Beat(
+        try:
+            return self._control.is_told(self.beat(), every_s=BEAT_S, kind=Halt)
+        except ControllerGone as error:
+            logger.error("%s; saving and ending", error)
+            return True
+
+    def beat(self) -> Beat:
+        saved = self._server.saved
+        return Beat(
             run=self._spec.run,
             token=self._spec.token,
             name=self._spec.name,
             inc=self._spec.inc,
             storage_error=sayable(self._server.storage_error or ""),
+            saved="" if saved is None else saved.name,
+            version=0 if saved is None else saved.version,
+            samples=0 if saved is None else saved.samples,
+            age_s=0.0 if saved is None else time.monotonic() - saved.taken_at,
         )
-        try:
-            return self._control.is_told(beat, every_s=BEAT_S, kind=Halt)
-        except ControllerGone as error:
-            logger.error("%s; saving and ending", error)
-            return True
 
 
 class _on_sigterm:
@@ -242,6 +231,23 @@ class _on_sigterm:
             signal.signal(signal.SIGTERM, self._before)
 
 
+def listen(context: "zmq.Context[zmq.Socket[bytes]]", net: NetConfig, place: int) -> ZmqServer:
+    """Listen where the job says: its port and `place`, or any free port.
+
+    Raises: Problem if somebody else listens there.
+    """
+    port = net.port + place if net.port else 0
+    try:
+        return ZmqServer(context, net.host, port)
+    except OSError as error:
+        raise Problem(
+            "DB-ENV-005",
+            f"cannot listen at {net.host} port {port or 'any'}: {error.strerror}",
+            why="another run, or another program, may be using it",
+            fix="choose another --set net.port=..., or leave net.port out for free ports",
+        ) from error
+
+
 def _threads(job: Job, role: str) -> int:
     if role == "shard":
         return 1
@@ -250,7 +256,11 @@ def _threads(job: Job, role: str) -> int:
 
 def main() -> None:
     """Entry of a subprocess: read the spec, be that process."""
-    run_process(Spec.from_json(sys.stdin.read()))
+    spec = Spec.from_json(sys.stdin.read())
+    run_process(spec)
+    if spec.role == "shard":  # all is saved and said; torch takes half a second to leave
+        logging.shutdown()
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from distbelief.problem import Problem
-from distbelief.process import Spec, run_process
+from distbelief.process import run_process
+from distbelief.spec import Spec
 
 START_TIMEOUT_S = 60.0
 REACH_TIMEOUT_S = 5.0
@@ -29,7 +30,12 @@ class _Host:
         return os.getpid()
 
     def run(self, spec: str) -> None:
-        run_process(Spec.from_json(spec))
+        told = Spec.from_json(spec)
+        # What the user's code prints goes to the same file under every engine.
+        with told.out.open("ab") as out:
+            for stream in (1, 2):
+                os.dup2(out.fileno(), stream)
+        run_process(told)
 
 
 class RayProcess:

@@ -9,12 +9,15 @@ EXITS = ("done", "stopped", "failed", "degraded", "storage")
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Of a model on a split, in [0, 1]."""
+    """How good a model is on a split."""
 
     split: str
-    top1: float
+    top1: float | None
+    """In [0, 1]; None where the data is no classification."""
     top5: float | None
-    """None below 6 classes."""
+    """As top1; None below 6 classes."""
+    loss: float | None = None
+    """Mean over the samples; None where the model has none in evaluation."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +49,20 @@ class Result:
     workers_lost: int = 0
     refused: int = 0
     """Parts of pushes that the shards refused."""
+    skipped_samples: int = 0
+    """Samples whose gradient a script threw away, as a GradScaler does with one that overflows."""
+    bad_samples: int = 0
+    """Samples that could not be read and were left out; each counted once."""
+    unfinished: int = 0
+    """Samples that were handed out and not applied when the run ended; `resume` hands them out
+    again."""
+    attempt: int = 1
+    """How often the run was started; worker_samples, losses, lost workers and times are of this
+    attempt, everything else of the whole run."""
+    saved: dict[str, float] | None = None
+    """Samples and updates of the newest checkpoint, and when it was taken, in Unix seconds."""
+    resume: str = ""
+    """The command that goes on from that checkpoint; empty where the run is done."""
     exit: str = "failed"
     error: dict[str, str] | None = None
 

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import math
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,26 +15,32 @@ from torch import Tensor
 
 from distbelief.controller import Controller
 from distbelief.engine import Engine, LocalEngine, Process
+from distbelief.folder import RunFolder
 from distbelief.job import Job, Until
+from distbelief.journal import Journal
 from distbelief.live import LiveLine
 from distbelief.param_server.client import Client, Fetched, Identity
+from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import RemoteProtocolError
 from distbelief.param_server.staleness import Staleness
 from distbelief.param_server.transport import ZmqClient, ZmqServer
 from distbelief.param_server.wire import encode
 from distbelief.problem import Problem
-from distbelief.process import Spec
+from distbelief.process import listen
 from distbelief.result import Result
+from distbelief.signals import take_news
+from distbelief.spec import Spec
+from distbelief.tail import Tail
 from distbelief.workers.control import NOTES, AnyNote
 from distbelief.workers.lease import LeaseQueue
 
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.05
-LEASE_BATCHES = 4
-"""Batches in one lease: so much of a lost worker's data waits until others have time for it."""
 START_TIMEOUT_S = 120.0
 """Time for all shards to serve and the first worker to fetch."""
+EXIT_TIMEOUT_S = 10.0
+"""Time for processes that have said their last word to exit."""
 STOP_TIMEOUT_S = 60.0
 """Time for workers to finish their leases, and for shards to save."""
 
@@ -47,6 +55,25 @@ class Stop:
     def ask(self) -> None:
         self.level += 1
 
+    def raise_to(self, level: int) -> None:
+        self.level = max(self.level, level)
+
+
+def stop_text(level: int, checkpoint: Mapping[str, Any] | None) -> str:  # Any: JSON
+    """What a person is told who has asked to stop, once or twice."""
+    if level == 1:
+        return (
+            "Stopping safely: workers finish what they have, then shards save. Ctrl-C again to "
+            "stop now."
+        )
+    if checkpoint is None:
+        return "Stopping now: nothing was saved."
+    age_s = max(0, round(time.time() - checkpoint["at"]))
+    return (
+        f"Stopping now, nothing more is saved. The last checkpoint has {checkpoint['samples']:,} "
+        f"samples ({age_s} s ago)."
+    )
+
 
 class StoppedNow(Exception):
     """The second request to stop."""
@@ -56,6 +83,7 @@ class StoppedNow(Exception):
 class Trained:
     """What the shards have at the end."""
 
+    contract: Contract
     values: Tensor
     buffers: tuple[Tensor, Tensor] | None
 
@@ -66,29 +94,51 @@ class Run:
     def __init__(
         self,
         job: Job,
-        run: str,
-        folder: Path,
-        num_samples: int,
+        folder: RunFolder,
+        queue: LeaseQueue,
         live: LiveLine,
         stop: Stop,
         result: Result,
+        *,
+        attempt: int = 1,
+        digest: str = "",
+        contract: Contract | None = None,
     ) -> None:
+        """queue: where in the data to begin. attempt: 1, and one more at each resume.
+
+        digest: of the training split, which workers must see too. contract: what shards that
+        are restored go on with; None is what they were saved with.
+        """
         until = Until.parse(job.until)
         self._job = job
-        self._run = run
+        self._run = folder.run
         self._folder = folder
         self._live = live
         self._stop = stop
         self._result = result
+        self._attempt = attempt
+        self._contract = contract
         self._token = secrets.token_hex(16)
-        lease = LEASE_BATCHES * job.train.batch_size
-        queue = LeaseQueue(num_samples, lease, until.epochs, job.train.warm_start)
+        self._is_script = bool(job.script.path)
+        is_ours = not self._is_script  # a script ends when it ends
         self._controller = Controller(
-            run, self._token, queue, job.shards, until.epochs, until.updates, until.seconds
+            self._run,
+            self._token,
+            queue,
+            job.shards,
+            until.epochs if is_ours else None,
+            until.updates if is_ours else None,
+            until.seconds if is_ours else None,
+            num_workers=job.workers,
+            digest=digest,
+            bad_max=math.ceil(job.data.max_bad * queue.num_samples) if is_ours else None,
         )
+        self.journal = Journal(folder, self._controller, job.shards, attempt)
+        self._samples_before = queue.done_samples
         self._workers: list[Process] = []
         self._shards: list[Process] = []
-        self._num_written = 0
+        self._tail = Tail(folder.logs / "w0.out") if self._is_script else None
+        self._heeded = 0
         self._ending_since: float | None = None
 
     def train(self) -> Trained:
@@ -96,12 +146,14 @@ class Run:
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         engine: Engine | None = None
         try:
-            inbox = ZmqServer(context, self._job.net.host)
+            inbox = listen(context, self._job.net, 0)
             try:
                 engine = self._make_engine()
                 self._start(engine, inbox.endpoint)
                 self._watch(inbox)
-                return self._finish(inbox, context)
+                trained = self._finish(inbox, context)
+                self._let_exit()
+                return trained
             finally:
                 self._fill_result()
                 for process in (*self._workers, *self._shards):
@@ -111,6 +163,13 @@ class Run:
                 inbox.close()
         finally:
             context.term()
+
+    def _let_exit(self) -> None:
+        """What a script has left to do when Python exits is its own; nobody waits for long."""
+        deadline = time.monotonic() + EXIT_TIMEOUT_S
+        processes = (*self._workers, *self._shards)
+        while time.monotonic() < deadline and any(p.poll() is None for p in processes):
+            time.sleep(TICK_S)
 
     def _make_engine(self) -> Engine:
         if self._job.engine == "local":
@@ -135,13 +194,16 @@ class Run:
                 spec = Spec(
                     role=role,
                     index=index,
-                    inc=1,
+                    inc=self._attempt,
                     run=self._run,
                     token=self._token,
                     controller=endpoint,
                     job=self._job.to_json(),
-                    run_path=str(self._folder.resolve()),
+                    run_path=str(self._folder.path.resolve()),
                     cwd=str(Path.cwd()),
+                    contract=""
+                    if self._contract is None or role == "worker"
+                    else self._contract.to_json().decode(),
                 )
                 processes.append(engine.start(spec))
 
@@ -155,20 +217,32 @@ class Run:
             self._serve(inbox)
             now = time.monotonic()
             self._controller.tick(now)
-            running = [worker for worker in running if not self._has_ended(worker)]
+            running = [worker for worker in running if not self._has_ended(worker, inbox)]
             self._give_up_silent(now, running)
             self._check(now, began)
             self._heed_stop(now, running)
-            self._live.update(self._controller.progress(now))
-        if self._controller.began_at is None and self._stop.level:
-            raise StoppedNow  # there is nothing to save yet
-        if not self._controller.queue.is_finished:
+            self._show(now)
+        if self._is_script:
+            is_done = any(worker.name in self._controller.ended for worker in self._workers)
+        else:
+            is_done = self._controller.queue.is_finished
+        if not is_done:
             raise Problem(
                 "DB-RUN-005",
                 f"all {self._job.workers} workers are lost",
                 why=", ".join(self._controller.lost),
-                fix=f"see {self._folder}/logs",
+                fix=f"see {self._folder.logs}",
             )
+
+    def _show(self, now: float, *, last: bool = False) -> None:
+        """Write down how far the run is, and show it."""
+        if self.journal.state == "starting" and self._controller.began_at is not None:
+            self.journal.enter("training", now)
+        self.journal.look(now)
+        if self._tail is not None:
+            for line in self._tail.lines(last=last):
+                self._live.say(line)
+        self._live.update(self._controller.progress(now))
 
     def _serve(self, inbox: ZmqServer) -> None:
         """Take what has come in, after waiting a little for the first note."""
@@ -189,11 +263,14 @@ class Run:
             if answer is not None:
                 inbox.send(peer, [encode(answer)])
 
-    def _has_ended(self, worker: Process) -> bool:
+    def _has_ended(self, worker: Process, inbox: ZmqServer) -> bool:
+        controller = self._controller
+        if worker.name in controller.ended:  # its process may still be at what Python does at exit
+            return True
         why = worker.poll()
         if why is None:
             return False
-        controller = self._controller
+        self._serve(inbox)  # its last word may have come with it
         if worker.name not in controller.ended:
             samples = controller.lose(worker.name)
             self._live.say(
@@ -207,35 +284,47 @@ class Run:
         controller = self._controller
         if controller.first_error is not None:
             name, code, text = controller.first_error
-            raise Problem(code, text if text.startswith(name) else f"{name}: {text}")
+            what = text if text.startswith(name) else f"{name}: {text}"
+            raise Problem(code, what, *controller.explained.get(name, ("", "")))
         for shard in self._shards:
             why = shard.poll()
             if why is not None:
                 raise Problem(
                     "DB-RUN-003",
                     f"{shard.name} is lost ({why or 'it ended without a word'})",
-                    why="this version does not restart shards",
-                    fix=f"see {self._folder}/logs, and {self._folder}/snapshots if it had saved",
+                    why="this version does not restart shards while a run goes on",
+                    fix=f"see {self._folder.logs}; distbelief resume goes on from what was saved",
                 )
-        if controller.began_at is None and now - began > START_TIMEOUT_S:
+        serving = len(controller.endpoints)
+        if serving < self._job.shards and now - began > START_TIMEOUT_S:
             raise Problem(
                 "DB-RUN-004",
-                f"no worker has begun within {START_TIMEOUT_S:.0f} s: "
-                f"{len(controller.endpoints)} of {self._job.shards} shards serve",
-                fix=f"see {self._folder}/logs",
+                f"{serving} of {self._job.shards} shards serve after {START_TIMEOUT_S:.0f} s",
+                fix=f"see {self._folder.logs}",
             )
-        if len(controller.members) != self._num_written:
-            self._num_written = len(controller.members)
-            _write_json(self._folder / "processes.json", controller.processes())
+        patience_s = max(START_TIMEOUT_S, self._job.silence_s)
+        # A script may do whatever it likes before it makes its Downpour.
+        if not (self._is_script or controller.workers()) and now - began > patience_s:
+            raise Problem(
+                "DB-RUN-004",
+                f"no worker has opened its data and reported within {patience_s:.0f} s",
+                fix=f"see {self._folder.logs}; if the data takes so long: --set silence_s=...",
+            )
 
     def _heed_stop(self, now: float, running: list[Process]) -> None:
+        for text in take_news():
+            self._live.say(text)
+        self._stop.raise_to(self._folder.asked_stop())
         if self._stop.level >= 2:
-            self._live.say("stopping now, nothing is saved")
+            self._say_stop(2)
             raise StoppedNow
         queue = self._controller.queue
-        if self._stop.level and not queue.is_stopped:
+        if self._stop.level and not self._heeded:
             queue.stop()
-            self._live.say("stopping safely: workers finish their leases, then shards save")
+            self.journal.enter("stopping", now)
+            self._say_stop(1)
+        if self._stop.level and not self._controller.is_initialised:
+            raise StoppedNow  # nothing has happened yet that could be saved
         if not (queue.is_stopped or queue.is_finished):
             return
         self._ending_since = self._ending_since or now
@@ -245,13 +334,19 @@ class Run:
                 self._live.say(f"worker {worker.name} did not end within {patience_s:.0f} s")
                 worker.kill()
 
+    def _say_stop(self, level: int) -> None:
+        if self._heeded < level:
+            self._heeded = level
+            self._live.say(stop_text(level, self.journal.checkpoint))
+
     def _give_up_silent(self, now: float, running: list[Process]) -> None:
         """A worker that is frozen holds leases that nobody else gets: end it."""
         silent = self._controller.silent(now, self._job.silence_s)
         for worker in running:
             if worker.name in silent:  # found as lost by the next look
                 self._live.say(
-                    f"worker {worker.name} has said nothing for {self._job.silence_s:.0f} s"
+                    f"worker {worker.name} has said nothing for {self._job.silence_s:.0f} s and "
+                    "is ended (silence_s says how long one may be silent)"
                 )
                 worker.kill()
 
@@ -259,6 +354,8 @@ class Run:
 
     def _finish(self, inbox: ZmqServer, context: "zmq.Context[zmq.Socket[bytes]]") -> Trained:
         """Fetch what the shards have, then let them save and end."""
+        self.journal.enter("saving", time.monotonic())
+        self._show(time.monotonic(), last=True)
         me = Identity(run=self._run, w="launcher", token=self._token)
         endpoints = [self._controller.endpoints[i] for i in range(self._job.shards)]
         client = Client(ZmqClient(context), endpoints, me)
@@ -267,22 +364,22 @@ class Run:
             fetched = Fetched(client.layout)
             client.fetch(fetched)
             nothing = client.contract.buffers.no_buffers()
-            trained = Trained(fetched.values, client.merge(0, *nothing))
+            trained = Trained(client.contract, fetched.values, client.merge(0, *nothing))
             reports = [json.loads(text) for text in client.query()]
         finally:
             client.close()
-        _write_json(self._folder / "shards.json", reports)
+        try:
+            self._folder.write("shards.json", reports)
+        except OSError as error:  # what the shards themselves save matters more
+            logger.error("%s/shards.json cannot be written: %s", self._folder.path, error)
         staleness = Staleness.merged(Staleness.from_dict(r["staleness"]) for r in reports)
         result = self._result
         result.samples = min(min(report["samples"]) for report in reports)
         result.updates = min(min(report["version"]) for report in reports)
-        result.staleness = {
-            "p50": staleness.quantile(0.5),
-            "p95": staleness.quantile(0.95),
-            "max": staleness.maximum,
-        }
-        self._controller.is_halting_shards = True
+        result.staleness = dict(staleness.summary())
+        self._controller.halt_shards(time.monotonic())
         in_time = self._wait_for_shards(inbox)
+        self.journal.write_checkpoint()
         errors = [
             f"{name}: {text}" for name, (code, text) in self._controller.ended.items() if code
         ]
@@ -291,15 +388,24 @@ class Run:
         if errors:
             result.exit, result.error = "storage", {"code": "DB-STORE-001", "text": errors[0]}
         else:
-            result.exit = "stopped" if self._stop.level else "done"
+            result.exit = "done" if self._is_complete else "stopped"
         return trained
+
+    @property
+    def _is_complete(self) -> bool:
+        """The job came to its own end, or nobody has asked for another."""
+        queue = self._controller.queue
+        return not self._stop.level or (queue.is_exhausted and not queue.unfinished_samples)
 
     def _wait_for_shards(self, inbox: ZmqServer) -> bool:
         """Serve shards until all have ended; False if they take too long."""
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while any(shard.poll() is None for shard in self._shards):
+        ended = self._controller.ended
+        while any(s.name not in ended and s.poll() is None for s in self._shards):
             self._serve(inbox)
+            self._stop.raise_to(self._folder.asked_stop())
             if self._stop.level >= 2:
+                self._say_stop(2)
                 raise StoppedNow
             if time.monotonic() > deadline:
                 return False
@@ -317,13 +423,19 @@ class Run:
         loss = controller.mean_loss
         result.train_loss = None if loss is None else round(loss, 6)
         result.train_s = round(controller.train_s, 3)
-        result.samples_per_s = round(result.samples / max(controller.train_s, 1e-9), 1)
+        samples = result.samples - self._samples_before
+        result.samples_per_s = round(samples / max(controller.train_s, 1e-9), 1)
+        result.skipped_samples = controller.skipped_samples
+        result.bad_samples = len(controller.bad_samples)
+        result.unfinished = controller.queue.unfinished_samples
         if controller.refused:
             self._live.say(
                 f"{controller.refused} parts of pushes were refused, the last one because "
                 f"{controller.refused_reason}"
             )
-
-
-def _write_json(path: Path, data: Any) -> None:  # Any: JSON
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        if controller.bad_samples:
+            name, why = next(iter(controller.bad_samples.items()))
+            self._live.say(
+                f"{len(controller.bad_samples)} samples could not be read and were left out; the "
+                f"first is {name}: {why}"
+            )

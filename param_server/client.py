@@ -111,9 +111,15 @@ class Pushed:
 class PushTicket(Ticket):
     """The ticket of a push, with what became of it."""
 
-    def __init__(self, pending: int, seq: int) -> None:
+    def __init__(
+        self, pending: int, seq: int, samples: int, base: Fetched, into: Fetched | None
+    ) -> None:
         super().__init__(pending)
         self.pushed = Pushed(seq)
+        self.samples = samples
+        self.base = base
+        self.into = into
+        self.unsent = pending
 
 
 class Client:
@@ -156,6 +162,11 @@ class Client:
     @property
     def layout(self) -> Layout:
         return self.contract.layout
+
+    @property
+    def messages(self) -> tuple[tuple[PartRange, ...], ...]:
+        """The parts that travel in each message of a push; known after `connect`."""
+        return tuple(parts for _, parts in self._messages)
 
     # Whole conversations
 
@@ -263,28 +274,43 @@ class Client:
         `Layout.absent_masks` gives. into: filled with the fresh parameters of the reply, and
         the client's until the ticket is done; None asks for none.
         """
-        self.seq += 1
-        ticket = PushTicket(len(self._messages), self.seq)
-        for link, parts in self._messages:
-            slices = [grad[part.start : part.stop] for part in parts]
-            message = Push(
-                **self._who(link),
-                seq=self.seq,
-                samples=samples,
-                dt=DTYPE,
-                fetch=into is not None,
-                part=tuple(part.index for part in parts),
-                base=tuple(base.version[part.index] for part in parts),
-                bseq=tuple(base.bseq[part.index] for part in parts),
-                numel=tuple(part.numel for part in parts),
-                crc=tuple(checksum(piece) for piece in slices),
-                absent=tuple(absent[part.index] for part in parts),
-            )
-            frames = [as_frame(piece) for piece in slices]
-            link.ask(
-                message, frames, ticket, lambda r, f: self._take_ack(ticket.pushed, into, r, f)
-            )
+        ticket = self.begin_push(samples, base, into)
+        for index in range(len(self._messages)):
+            self.send_push(ticket, index, grad, absent)
         return ticket
+
+    def begin_push(self, samples: int, base: Fetched, into: Fetched | None) -> PushTicket:
+        """Begin a push whose messages are sent one by one; arguments as of `start_push`.
+
+        Every message has to be sent once, in any order, before the next push begins.
+        """
+        self.seq += 1
+        return PushTicket(len(self._messages), self.seq, samples, base, into)
+
+    def send_push(
+        self, ticket: PushTicket, index: int, grad: Tensor, absent: Sequence[bytes]
+    ) -> None:
+        """Send message `index` of a push; see `messages`."""
+        ticket.unsent -= 1
+        link, parts = self._messages[index]
+        slices = [grad[part.start : part.stop] for part in parts]
+        message = Push(
+            **self._who(link),
+            seq=ticket.pushed.seq,
+            samples=ticket.samples,
+            dt=DTYPE,
+            fetch=ticket.into is not None,
+            part=tuple(part.index for part in parts),
+            base=tuple(ticket.base.version[part.index] for part in parts),
+            bseq=tuple(ticket.base.bseq[part.index] for part in parts),
+            numel=tuple(part.numel for part in parts),
+            crc=tuple(checksum(piece) for piece in slices),
+            absent=tuple(absent[part.index] for part in parts),
+        )
+        frames = [as_frame(piece) for piece in slices]
+        link.ask(
+            message, frames, ticket, lambda r, f: self._take_ack(ticket.pushed, ticket.into, r, f)
+        )
 
     def start_merge(self, samples: int, floats: Tensor, integers: Tensor) -> Ticket:
         """As `merge`; the buffers live on shard 0."""

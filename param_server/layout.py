@@ -213,8 +213,8 @@ class Layout:
                 return f"{entry.name}[{index - entry.offset}]"
         raise ValueError(f"element {index} of a vector of {self.total}")
 
-    def first_difference(self, other: "Layout") -> str | None:
-        """Say in words where `other` first differs from this layout; None if it does not."""
+    def first_tensor_difference(self, other: "Layout") -> str | None:
+        """As `first_difference`, of names, shapes, types and places alone."""
         for mine, theirs in zip(self.entries, other.entries, strict=False):
             if mine != theirs:
                 return f"{_describe(mine, self)} here, {_describe(theirs, other)} there"
@@ -224,11 +224,16 @@ class Layout:
             )
             extra = longer.entries[min(len(self.entries), len(other.entries))]
             return f"{_describe(extra, longer)} only {where}"
-        if self.groups != other.groups:
-            return f"groups {self.groups} here, {other.groups} there"
         if self.part_max != other.part_max:
             return f"part_max {self.part_max} here, {other.part_max} there"
         return None
+
+    def first_difference(self, other: "Layout") -> str | None:
+        """Say in words where `other` first differs from this layout; None if it does not."""
+        tensors = self.first_tensor_difference(other)
+        if tensors is None and self.groups != other.groups:
+            return f"groups {self.groups} here, {other.groups} there"
+        return tensors
 
     def as_dict(self) -> dict[str, Any]:  # Any: JSON
         """JSON form; `from_dict` reads it back."""

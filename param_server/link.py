@@ -70,6 +70,8 @@ class Ticket:
         """The last reply, and its payload; only where nothing else takes them."""
         self.frames: list[Frame] = []
         self.error: Exception | None = None
+        self.unsent = 0
+        """Messages that belong to it and are not sent yet."""
         self._pending = pending
 
     @property

@@ -15,12 +15,16 @@ class Schedule:
     """A factor in [0, 1]; all lengths are counts of samples applied to the part."""
 
     kind: str = "constant"
-    """constant | step (times gamma every `every` samples) | poly | cosine (both end at `total`)."""
+    """`constant`, `step` (times `gamma` every `every` samples), `poly`, `cosine` (both end at
+    `total`)."""
     every: int = 0
+    """Of `step`: samples from one fall to the next."""
     gamma: float = 1.0
+    """Of `step`: the factor at each fall."""
     total: int = 0
-    """End of poly and cosine; 0 is for whoever knows the length of the run to fill in."""
+    """End of `poly` and `cosine`; 0 is the length of the run (constant rate if that is a time)."""
     power: float = 1.0
+    """Of `poly`; 1 is a line to 0."""
     warmup: int = 0
     """Samples over which the factor first rises from 0 to 1, on top of any kind."""
 

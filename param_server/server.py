@@ -37,6 +37,18 @@ class SnapshotConfig:
             raise ValueError(f"snapshot every_s must be at least 0, got {self.every_s}")
 
 
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """The newest snapshot on disk."""
+
+    name: str
+    version: int
+    samples: int
+    """Of the part furthest behind, both."""
+    taken_at: float
+    """When its image was taken, on the server's clock."""
+
+
 def respond(shard: Shard, peer: bytes, frames: Sequence[Frame], now: float) -> Reply:
     """Decode one message, let the shard handle it; junk gets one short refusal and is counted."""
     try:
@@ -74,6 +86,8 @@ class ShardServer:
         self._saved_at = clock()
         self.storage_error: str | None = None
         """Why the last snapshot failed; None while snapshots succeed."""
+        self.saved: Saved | None = None
+        """The newest snapshot that this process has written."""
 
     def serve(self, is_stopping: Callable[[], bool]) -> None:
         """Answer messages until `is_stopping` says so, then write a last snapshot."""
@@ -130,7 +144,7 @@ class ShardServer:
 
     def _start_saving(self) -> None:
         assert self._store is not None
-        self._saver = _Saver(self._store, self.shard.image())
+        self._saver = _Saver(self._store, self.shard.image(), self._clock())
         self._saver.start()
 
     def _collect(self) -> None:
@@ -138,12 +152,15 @@ class ShardServer:
         assert self._saver is not None
         self._saver.join()
         image, error = self._saver.image, self._saver.error
+        path, taken_at = self._saver.path, self._saver.taken_at
         self._saver = None
         self._saved_at = self._clock()
         image.release()
         if error is None:
             self._saved_pushes = _pushes(image.parts)
             self.shard.mark_durable(image)
+            samples = min(part.samples for part in image.parts)
+            self.saved = Saved(path.name, image.version, samples, taken_at)
             logger.info("saved shard=%d version=%d", image.index, image.version)
         elif self.storage_error is None:
             logger.error("%s", error)
@@ -165,15 +182,17 @@ def _pushes(parts: Iterable[Part | PartImage]) -> int:
 class _Saver(threading.Thread):
     """Writes one image; `error` is what went wrong, and None only once it is on disk."""
 
-    def __init__(self, store: SnapshotStore, image: ShardImage) -> None:
+    def __init__(self, store: SnapshotStore, image: ShardImage, taken_at: float) -> None:
         super().__init__(name="snapshot")
         self.image = image
+        self.taken_at = taken_at
+        self.path = store.folder
         self.error: SnapshotFailed | None = SnapshotFailed("the snapshot thread ended early")
         self._store = store
 
     def run(self) -> None:
         try:
-            self._store.save(self.image)
+            self.path = self._store.save(self.image)
         except SnapshotFailed as error:
             self.error = error
         else:

@@ -49,6 +49,10 @@ class Staleness:
     def maximum(self) -> int | None:
         return max(self.counts, default=None)
 
+    def summary(self) -> dict[str, int | None]:
+        """p50, p95 and max, as JSON."""
+        return {"p50": self.quantile(0.5), "p95": self.quantile(0.95), "max": self.maximum}
+
     def as_dict(self) -> dict[str, object]:
         """JSON form; `from_dict` reads it back."""
         return {

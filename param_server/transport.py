@@ -7,6 +7,7 @@ Settings of ZeroMQ and their reasons stand beside them: the defaults lose or hoa
 
 import contextlib
 import errno
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -144,8 +145,13 @@ def _send_frames(sock: zmq.Socket[bytes], frames: Sequence[Frame | bytes], flags
 class ZmqServer:
     """ROUTER socket. Bind to a loopback address unless the job says otherwise."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", host: str = "127.0.0.1") -> None:
-        """Bind to a free port of `host`, an address of this machine."""
+    def __init__(
+        self, context: "zmq.Context[zmq.Socket[bytes]]", host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        """Bind to a port of `host`, an address of this machine; 0 takes a free one.
+
+        Raises: OSError if the port is in use.
+        """
         self._socket = context.socket(zmq.ROUTER)
         _configure(self._socket)
         # Without it a reply to a vanished peer is dropped silently; with it we see and count.
@@ -154,7 +160,14 @@ class ZmqServer:
         if ":" in host:
             self._socket.setsockopt(zmq.IPV6, 1)
             host = f"[{host}]"
-        port = self._socket.bind_to_random_port(f"tcp://{host}")
+        try:
+            if port:
+                self._socket.bind(f"tcp://{host}:{port}")
+            else:
+                port = self._socket.bind_to_random_port(f"tcp://{host}")
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise OSError(error.errno, os.strerror(error.errno or 0)) from error
         self.endpoint = f"tcp://{host}:{port}"
 
     def recv(self, timeout_s: float) -> tuple[bytes, list[Frame]] | None:

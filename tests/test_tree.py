@@ -17,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = ("model", "param_server", "workers")
+INSIDE = ("commands",)
+"""Packages that lie in distbelief/ itself."""
 
 REQUIRED_ENTRIES = {
     *("distbelief", "model", "workers", "param_server", "deploy", "tests", "docs"),
@@ -120,7 +122,8 @@ def test_the_package_mapping_says_the_same_as_the_links():
         if path.is_symlink()
     }
     mapping = {name: str(ROOT / folder) for name, folder in setuptools["package-dir"].items()}
-    assert mapping == {"distbelief": str(ROOT / "distbelief"), **links}
+    inside = {f"distbelief.{name}": str(ROOT / "distbelief" / name) for name in INSIDE}
+    assert mapping == {"distbelief": str(ROOT / "distbelief"), **inside, **links}
     assert sorted(setuptools["packages"]) == sorted(mapping)
 
 

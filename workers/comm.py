@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
+from typing import Protocol
 
 from distbelief.param_server.client import Client
 from distbelief.param_server.errors import LocalError
@@ -17,6 +18,42 @@ from distbelief.param_server.link import Ticket
 logger = logging.getLogger(__name__)
 
 Call = Callable[[Client], Ticket]
+
+
+class Calls(Protocol):
+    """Where Downpour's conversations with the shards take place."""
+
+    def connect(self) -> Client:
+        """The connected client. Use of it what does not change, nothing else."""
+        ...
+
+    def submit(self, call: Call) -> Future[Ticket]:
+        """Run `call`; the future has its ticket when that is done, or what went wrong."""
+        ...
+
+
+class Inline:
+    """Runs every call at once, in the caller's thread: for shards of the same process."""
+
+    def __init__(self, client: Client) -> None:
+        """client: connected; it stays the caller's."""
+        self._client = client
+        self._open: list[tuple[Ticket, Future[Ticket]]] = []
+
+    def connect(self) -> Client:
+        return self._client
+
+    def submit(self, call: Call) -> Future[Ticket]:
+        future: Future[Ticket] = Future()
+        try:
+            self._open.append((call(self._client), future))
+            while self._client.has_open:
+                self._client.poll(0.0)
+        except Exception as error:  # noqa: BLE001 - handed over, as by Comm
+            future.set_exception(error)
+            self._open = [one for one in self._open if one[1] is not future]
+        self._open = _answer(self._open)
+        return future
 
 
 class Comm:
@@ -32,11 +69,15 @@ class Comm:
         self._thread = threading.Thread(target=self._run, name=name)
 
     def __enter__(self) -> "Comm":
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def start(self) -> None:
+        """Start the thread, which connects."""
+        self._thread.start()
 
     def connect(self) -> Client:
         """Wait until the client is connected. Use of it what does not change, nothing else.
@@ -88,19 +129,14 @@ class Comm:
         open_calls: list[tuple[Ticket, Future[Ticket]]] = []
         try:
             while not (self._is_closing.is_set() and self._calls.empty() and not open_calls):
+                if self._is_closing.is_set():  # a push that nobody will finish
+                    _abandon([one for one in open_calls if one[0].unsent])
+                    open_calls = [one for one in open_calls if not one[0].unsent]
                 self._start(client, open_calls)
                 # A conversation that is over already must not sit out a poll with nothing to come.
                 if not any(ticket.is_done for ticket, _ in open_calls):
                     client.poll(0.1)
-                still: list[tuple[Ticket, Future[Ticket]]] = []
-                for ticket, future in open_calls:
-                    if not ticket.is_done:
-                        still.append((ticket, future))
-                    elif ticket.error is not None:
-                        future.set_exception(ticket.error)
-                    else:
-                        future.set_result(ticket)
-                open_calls = still
+                open_calls = _answer(open_calls)
         except Exception as error:
             for _, future in open_calls:
                 future.set_exception(error)
@@ -134,3 +170,23 @@ class Comm:
             except Empty:
                 return
             future.set_exception(self._failure)
+
+
+def _answer(
+    calls: list[tuple[Ticket, "Future[Ticket]"]],
+) -> list[tuple[Ticket, "Future[Ticket]"]]:
+    """Set the futures of the tickets that are done; returns the others."""
+    still: list[tuple[Ticket, Future[Ticket]]] = []
+    for ticket, future in calls:
+        if not ticket.is_done:
+            still.append((ticket, future))
+        elif ticket.error is not None:
+            future.set_exception(ticket.error)
+        else:
+            future.set_result(ticket)
+    return still
+
+
+def _abandon(calls: list[tuple[Ticket, "Future[Ticket]"]]) -> None:
+    for _, future in calls:
+        future.set_exception(LocalError("the comm thread has ended in the middle of a push"))

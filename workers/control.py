@@ -3,7 +3,7 @@
     message = header                              header: see param_server/wire.py
     where   -> shards | wait | halt               a worker asks for the shards' endpoints
     serving -> noted                              a shard tells its endpoint
-    beat    -> noted | halt                       a shard asks whether it is still wanted
+    beat    -> noted | halt                       a process asks whether it is still wanted
     next    -> work | wait | halt                 a worker asks for a lease
                  | over | denied
     stepped    (no reply)                         a worker tells what a step brought
@@ -16,12 +16,11 @@ Every message names the run and shows its token. No tensor passes here.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import ClassVar, TypedDict, TypeVar
 
 from distbelief.param_server import wire
 from distbelief.param_server.errors import DistBeliefError, RemoteProtocolError
 from distbelief.param_server.transport import ClientTransport
-
 
 EPOCHS_END = 2**31
 """Later than any epoch."""
@@ -37,6 +36,15 @@ class Note:
     """Of the process: w0, w1, ... or shard0, ..."""
     inc: int
     """Its incarnation or epoch."""
+
+
+class Who(TypedDict):
+    """The fields that every note begins with."""
+
+    run: str
+    token: str
+    name: str
+    inc: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +69,16 @@ class Serving(Note):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat(Note):
     op: ClassVar[str] = "beat"
-    storage_error: str
+    storage_error: str = ""
     """Why the last snapshot failed; empty while they succeed."""
+    saved: str = ""
+    """Name of the last snapshot on disk; empty if there is none."""
+    version: int = 0
+    """Of its part furthest behind, in the snapshot."""
+    samples: int = 0
+    """Applied by its part furthest behind, in the snapshot."""
+    age_s: float = 0.0
+    """Seconds since the moment that the snapshot holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +87,15 @@ class Next(Note):
     taken: int
     """Leases that this incarnation was given; the same number again gets the same lease."""
     upto: int = EPOCHS_END
-    """The worker is in this epoch: it takes no lease of a later one. Our own loop has no such end."""
+    """The worker takes no lease of a later epoch. Our own loop has no such end."""
     num_samples: int = 0
     """As in `Where`, for a script: its loader learns the data's length only when it is made."""
+    batch_size: int = 0
+    """Of that loader."""
+    is_first: bool = False
+    """Of an iteration over that loader: what was left of the iteration before goes to others."""
+    kept: int = 0
+    """But for so many samples of it, whose gradient waits for its step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +114,10 @@ class Stepped(Note):
     """Parts of it that were refused."""
     reason: str
     """Why the first of them was."""
+    knows_loss: bool = True
+    """A script does not tell its loss, unless it gives `step` a closure."""
     skipped: int = 0
-    """Samples, as `answered`, whose gradient overflowed under loss scaling: nothing was pushed."""
+    """Samples, as `answered`, whose gradient was thrown away: nothing of them was pushed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +135,8 @@ class Ended(Note):
     code: str
     """Empty, or a code of the documentation's table of errors."""
     text: str
+    why: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +272,11 @@ class Control:
                 return None
             if not isinstance(answer, Wait):
                 raise RemoteProtocolError(f"{answer.op} in answer to {note.op}")
-            self._sleep(PAUSE_S)
+            self.pause()
+
+    def pause(self) -> None:
+        """Let the time between two questions pass."""
+        self._sleep(PAUSE_S)
 
     def is_told(self, note: Beat, every_s: float, kind: type[AnyAnswer]) -> bool:
         """Send a note every so often without waiting; True once an answer of `kind` came.

@@ -20,23 +20,44 @@ so the first push carries one gradient and later ones n_push, as a sum. Two fetc
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypedDict, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
+from distbelief.param_server.buffers import BufferLayout
 from distbelief.param_server.client import Client, Fetched, Pushed, PushTicket
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.layout import layout_of
 from distbelief.param_server.link import Ticket
+from distbelief.param_server.protocol import checksum
+from distbelief.param_server.schedule import Schedule
+from distbelief.param_server.update import make_rule
+from distbelief.workers import session
 from distbelief.workers.arena import Arena
-from distbelief.workers.comm import Comm
+from distbelief.workers.comm import Calls
+from distbelief.workers.groups import Params, name_groups
+from distbelief.workers.overlap import Overlap
+from distbelief.workers.session import Session
 
 FETCH_POLICIES = ("fresh", "latest")
+MERGE_EVERY_STEPS = 20
+"""Steps of a script between two merges of its module's buffers."""
+
+
+class Outcome(TypedDict):
+    """What became of a push, as `control.Stepped` tells it."""
+
+    pushed: bool
+    staleness: int
+    version: int
+    refused: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +74,8 @@ class DownpourConfig:
     """The paper's alpha: rate of the plain local step between two fetches; 0 takes none."""
     clip_norm: float = 0.0
     """The whole gradient is scaled down to this norm before it leaves; 0 switches it off."""
+    overlap: bool = False
+    """Parts leave while backward is still running; see overlap.py for what that excludes."""
 
     def __post_init__(self) -> None:
         for name in ("n_fetch", "n_push"):
@@ -65,26 +88,120 @@ class DownpourConfig:
         for name in ("local_lr", "clip_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        is_plain = self.n_fetch == self.n_push == 1 and self.fetch_policy == "fresh"
+        if self.overlap and not (is_plain and self.clip_norm == 0):
+            raise ValueError(
+                "overlap=True needs n_fetch = n_push = 1, fetch_policy 'fresh' and no clip_norm: "
+                "a part that leaves early can neither be summed up nor clipped with the others"
+            )
 
 
 class Downpour(torch.optim.Optimizer):
     """Pushes the gradients of a replica and keeps its parameters up to date.
 
-    `zero_grad()` opens a step and `step(samples=n)` ends it. Between the two, gradients may be
-    read and changed in place. Nothing leaves before `step()`.
+    In a script it takes the place of an optimizer of torch: `distbelief launch script.py` runs
+    the script once in each worker; by itself the script trains alone. The update rule runs on the
+    shards; all parameters that differ from theirs are brought or fetched when it is made, so load
+    weights before.
+
+    Gradients may be read and changed in place between backward and `step()`, as by
+    `clip_grad_norm_` or a `GradScaler`; they accumulate until `zero_grad()`, as in torch. Nothing
+    leaves before `step()`.
     """
+
+    _arena: Arena
+    _session: Session | None
+    _module: nn.Module | None
+    _first_checksum: int | None
 
     def __init__(
         self,
+        params: Params,
+        lr: float = 1e-3,
+        *,
+        rule: str | None = None,
+        momentum: float | None = None,
+        beta1: float | None = None,
+        beta2: float | None = None,
+        eps: float | None = None,
+        weight_decay: float = 0.0,
+        schedule: Schedule | None = None,
+        n_fetch: int = 1,
+        n_push: int = 1,
+        fetch_policy: str = "fresh",
+        local_lr: float = 0.0,
+        clip_norm: float = 0.0,
+        clip_part_norm: float = 0.0,
+        overlap: bool = False,
+        module: nn.Module | None = None,
+    ) -> None:
+        """params: as of torch's optimizers: parameters, (name, parameter) pairs, or groups, which
+        may differ in lr and weight_decay.
+
+        rule: sgd, momentum, nesterov, adagrad, adam or adamw; by default momentum where a
+        momentum is given, else sgd. momentum, beta1, beta2, eps: of the rule.
+        schedule: of the rate by samples applied, on the shards; a rate that is changed here, as
+        torch's schedulers do, is refused by the next step.
+        n_fetch, n_push, fetch_policy, local_lr, clip_norm, overlap: see DownpourConfig.
+        clip_part_norm: each part's gradient is clipped to it by its shard.
+        module: gives the parameters their names, and its buffers (BatchNorm's statistics) are
+        merged over the workers.
+
+        Raises: ValueError for what cannot be trained, or a second Downpour in one process;
+            Refused where other workers came with another model or rule; ShardUnavailable.
+        """
+        given = {"momentum": momentum, "beta1": beta1, "beta2": beta2, "eps": eps}
+        rule = rule or ("sgd" if momentum is None else "momentum")
+        made = name_groups(params, lr, weight_decay, module)
+        contract = Contract(
+            layout=layout_of(made.named, made.groups, made.group_of),
+            rule=make_rule(rule, **{k: v for k, v in given.items() if v is not None}),
+            schedule=schedule or Schedule(),
+            clip_part_norm=clip_part_norm,
+            buffers=BufferLayout() if module is None else BufferLayout.of(module),
+        )
+        config = DownpourConfig(
+            n_fetch=n_fetch,
+            n_push=n_push,
+            fetch_policy=fetch_policy,
+            local_lr=local_lr,
+            clip_norm=clip_norm,
+            overlap=overlap,
+        )
+        here = session.current()
+        comm, initialise = here.join(contract)
+        self._bind(made.named, comm, contract, config)
+        self._session = here
+        self._module = module
+        self._frozen = made.frozen
+        self.start(initialise=initialise)
+        self._first_checksum = checksum(self._arena.gather())
+        here.begin(self)
+
+    @classmethod
+    def of(
+        cls,
         named: Sequence[tuple[str, Parameter]],
-        comm: Comm,
+        comm: Calls,
         contract: Contract,
         config: DownpourConfig | None = None,
-    ) -> None:
-        """named: as `layout.trainable` returns; the contract's layout is of these.
+    ) -> "Downpour":
+        """For a loop that has its contract and its line to the shards already.
 
-        comm: of a client with this contract. It stays the caller's to close.
+        named: as `layout.trainable` returns; the contract's layout is of these.
+        comm: of a client with this contract; it stays the caller's to close. Call `start` next.
         """
+        self = cls.__new__(cls)
+        self._bind(named, comm, contract, config or DownpourConfig())
+        return self
+
+    def _bind(
+        self,
+        named: Sequence[tuple[str, Parameter]],
+        comm: Calls,
+        contract: Contract,
+        config: DownpourConfig,
+    ) -> None:
         layout = contract.layout
         grouped: list[dict[str, Any]] = [  # Any: torch's type of a parameter group
             {
@@ -96,15 +213,21 @@ class Downpour(torch.optim.Optimizer):
             }
             for i, group in enumerate(layout.groups)
         ]
+        self._is_made = False
         super().__init__([group for group in grouped if group["params"]], {})
-        self._lrs = [group["lr"] for group in self.param_groups]
+        self._is_made = True
+        self._settings = [_settings(group) for group in self.param_groups]
+        self._session = None
+        self._module = None
+        self._frozen: list[tuple[str, Parameter]] = []
+        self._first_checksum = None
         self._comm = comm
         self._contract = contract
-        self._config = config or DownpourConfig()
+        self._config = config
         self._arena = Arena(layout, named)
         self._current, self._next = Fetched(layout), Fetched(layout)
         self._accrued = torch.zeros(layout.total) if self._accrues else self._arena.grad
-        self._sending = torch.zeros(layout.total) if self._config.fetch_policy == "latest" else None
+        self._sending = torch.zeros(layout.total) if config.fetch_policy == "latest" else None
         self._accrued_samples = 0
         self._accrued_absent: set[str] | None = None
         self._base = self._current
@@ -114,14 +237,30 @@ class Downpour(torch.optim.Optimizer):
         self._is_fetch_due = False
         self.num_steps = 0
         """Steps taken."""
+        self.last_samples = 0
+        """Samples of the newest step."""
+        self.last_loss: float | None = None
+        """What the closure of the newest step returned."""
         self.last_pushed: Pushed | None = None
         """What became of the newest push that was answered."""
         self.num_answered = 0
         """Pushes answered."""
         self.answered_samples = 0
         """Samples whose pushes were answered, applied or refused."""
+        self.skipped_samples = 0
+        """Samples whose gradient was thrown away by `zero_grad` before a step had taken it, as
+        where a GradScaler has found an overflow: nothing of them was pushed."""
+        self._merged_samples = 0
         self._accrued_steps = 0
         self._sent_samples = 0
+        self._is_in_step = False
+        self._claimed = 0
+        """Samples of the gradient so far."""
+        self._arena.on_backward = self._claim
+        self._overlap: Overlap | None = None
+        if config.overlap:
+            self._overlap = Overlap(self._arena, comm, self._begin_overlapping)
+            self._overlap.reset()
 
     @property
     def _accrues(self) -> bool:
@@ -138,40 +277,108 @@ class Downpour(torch.optim.Optimizer):
         self._run(_whole(lambda client: client.fetch(self._current)))
         self._arena.bind(self._current.values)
 
+    def __getstate__(self) -> dict[str, Any]:  # Any: as torch has it
+        """Refused: what copy, deepcopy and pickle ask for.
+
+        Raises: TypeError.
+        """
+        raise TypeError(
+            "a Downpour cannot be copied or pickled: it is one worker's line to the shards. Save "
+            "the model's state_dict(); the state of the update rule is in the shards' snapshots"
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:  # Any: as torch has it
+        """Refused: the shards' layout was fixed when this was made.
+
+        Raises: ValueError.
+        """
+        if getattr(self, "_is_made", False):
+            raise ValueError(
+                "a parameter group cannot be added: the layout of the shards was fixed when "
+                "Downpour was made. Give it all groups at once; a group that should rest has "
+                "requires_grad=False or no gradient"
+            )
+        # Not torch's own, which would import torch._dynamo (1.7 s in every worker); what it looks
+        # at, groups.py has looked at.
+        self.param_groups.append(param_group)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Begin a step: no parameter has a gradient. `set_to_none` is there for torch's sake."""
-        self._arena.zero_grad()
+        """Begin a step: no parameter has a gradient; with set_to_none=False one of zeros."""
+        if self._overlap is not None and self._overlap.is_open:  # backward has failed half-way
+            self._finish_overlapping([entry.name for entry in self._contract.layout.entries])
+        # A gradient that no step has taken: a GradScaler passes over those that overflow.
+        self.skipped_samples += self._claimed
+        self._claimed = 0
+        # With overlap a gradient that is there already would be taken for a second one.
+        self._arena.zero_grad(set_to_none or self._overlap is not None)
 
     @overload
-    def step(self, closure: None = None, *, samples: int = 1) -> None: ...
+    def step(self, closure: None = None, *, samples: int | None = None) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float], *, samples: int = 1) -> float: ...
+    def step(self, closure: Callable[[], float], *, samples: int | None = None) -> float: ...
 
-    def step(self, closure: Callable[[], float] | None = None, *, samples: int = 1) -> float | None:
+    def step(
+        self, closure: Callable[[], float] | None = None, *, samples: int | None = None
+    ) -> float | None:
         """End a step: accrue its gradient, push and fetch as the policy says.
 
-        samples: how many samples the gradient is the mean of; counted, not multiplied.
-        Raises: ValueError for a sparse gradient or a learning rate that was changed here;
-            Refused, ShardUnavailable.
+        samples: how many samples the gradient is the mean of; counted, not multiplied. By
+        default what distbelief.DataLoader has handed out since the last step; 1 without it.
+        Raises: ValueError for a sparse gradient, a learning rate that was changed here, or a
+            parameter that was replaced; Refused, ShardUnavailable; Stopped, which ends the
+            script, where the run is to stop.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_lr()
+        # A closure may well return a tensor with its graph, which float() warns of.
+        self.last_loss = None if loss is None else float(torch.as_tensor(loss).detach())
+        self._check_settings()
+        self._check_parameters()
+        if self._overlap is not None and self._overlap.is_open:
+            if samples not in (None, self.last_samples):
+                raise ValueError(
+                    f"step was told of {samples} samples, but parts of the push have left with "
+                    f"{self.last_samples}: with overlap=True samples are what "
+                    "distbelief.DataLoader counts, or 1"
+                )
+        else:
+            counted = self._count_samples()
+            self.last_samples = samples or counted
+        self.num_steps += 1
+        if self._overlap is not None:
+            self._step_overlapping()
+        else:
+            self._take_step(self.last_samples)
+        if self._module is not None and self.num_steps % MERGE_EVERY_STEPS == 0:
+            self.merge_buffers()
+        if self._session is not None:
+            self._session.stepped(self)
+        return loss
+
+    def _take_step(self, samples: int) -> None:
         absent = self._arena.collect()
         if self._config.clip_norm:
             clip_(self._arena.grad, self._config.clip_norm)
         self._accrue(samples, absent)
-        is_push_due = self.num_steps % self._config.n_push == 0
-        self.num_steps += 1
+        is_push_due = (self.num_steps - 1) % self._config.n_push == 0
         is_fetch_due = self.num_steps % self._config.n_fetch == 0
         if self._config.fetch_policy == "fresh":
             self._step_fresh(is_push_due, is_fetch_due)
         else:
             self._step_latest(is_push_due, is_fetch_due)
-        return loss
+
+    @property
+    def claimed_samples(self) -> int:
+        """Samples of the gradient that no step has taken yet."""
+        return self._claimed
+
+    @property
+    def has_unanswered(self) -> bool:
+        """Something has accrued, or is on its way."""
+        return bool(self._accrued_steps) or self._future is not None
 
     def flush(self) -> None:
         """Push what has accrued, wait for every answer, and take the fresh parameters."""
@@ -182,11 +389,36 @@ class Downpour(torch.optim.Optimizer):
             self._fetch()
         self._settle(wait=True)
 
+    def outcome(self, is_new: bool) -> Outcome:
+        """What became of the newest push that was answered, if nobody has told it yet."""
+        pushed = self.last_pushed
+        if pushed is None or not is_new:
+            return Outcome(pushed=False, staleness=0, version=0, refused=0, reason="")
+        refused = sum(pushed.statuses.values()) - pushed.statuses["applied"]
+        return Outcome(
+            pushed=True,
+            staleness=pushed.staleness,
+            version=pushed.version,
+            refused=refused if pushed.is_partial else 0,
+            reason=pushed.reasons[0] if pushed.is_partial and pushed.reasons else "",
+        )
+
     def merge(self, samples: int, floats: Tensor, integers: Tensor) -> tuple[Tensor, Tensor] | None:
         """Contribute buffers and wait for the merged ones, as `Client.merge`."""
         merged: list[tuple[Tensor, Tensor] | None] = []
         self._run(_whole(lambda client: merged.append(client.merge(samples, floats, integers))))
         return merged[0]
+
+    def merge_buffers(self) -> None:
+        """Merge the buffers of `module` with the other workers', and take the merged ones."""
+        layout = self._contract.buffers
+        samples = self.answered_samples - self._merged_samples
+        if self._module is None or not samples or not (layout.num_floats or layout.num_integers):
+            return
+        merged = self.merge(samples, *layout.read(self._module))
+        if merged is not None:
+            layout.write_(self._module, *merged)
+        self._merged_samples = self.answered_samples
 
     def leave(self) -> None:
         """Say that this worker pushes no more."""
@@ -197,6 +429,37 @@ class Downpour(torch.optim.Optimizer):
         self._arena.close()
 
     # Policies
+
+    def _claim(self) -> None:
+        """Backward has used the batches that were handed out up to now."""
+        if self._session is not None:
+            self._claimed += self._session.take_count()
+
+    def _count_samples(self) -> int:
+        self._claim()
+        count, self._claimed = self._claimed, 0
+        return count or 1
+
+    def _begin_overlapping(self) -> tuple[int, Fetched, Fetched | None]:
+        if not self._is_in_step:
+            self.last_samples = self._count_samples()
+        return self.last_samples, self._versions(), self._next
+
+    def _step_overlapping(self) -> None:
+        self._is_in_step = True
+        try:
+            self._finish_overlapping(self._arena.collect())
+        finally:
+            self._is_in_step = False
+
+    def _finish_overlapping(self, absent: Iterable[str]) -> None:
+        assert self._overlap is not None
+        self._future = self._overlap.finish(absent)
+        self._future_fetches = True
+        self._sent_samples = self.last_samples
+        self._settle(wait=True)
+        self._arena.forget_touches()
+        self._overlap.reset()
 
     def _step_fresh(self, is_push_due: bool, is_fetch_due: bool) -> None:
         if is_push_due:
@@ -229,15 +492,19 @@ class Downpour(torch.optim.Optimizer):
     def _accrue(self, samples: int, absent: Iterable[str]) -> None:
         self._accrued_steps += 1
         self._accrued_samples += samples
-        # Its versions, not the copy: by the time of the push a newer one may be current.
-        self._base = copy(self._current)
-        self._base.version, self._base.bseq = self._base.version[:], self._base.bseq[:]
+        self._base = self._versions()
         if self._accrued is not self._arena.grad:
             self._accrued.add_(self._arena.grad)
         if self._accrued_absent is None:
             self._accrued_absent = set(absent)
         else:  # absent from the sum only if it was from every gradient in it
             self._accrued_absent &= set(absent)
+
+    def _versions(self) -> Fetched:
+        """The versions of the current copy: by the time of the push a newer one may be current."""
+        base = copy(self._current)
+        base.version, base.bseq = base.version[:], base.bseq[:]
+        return base
 
     def _push(self, into: Fetched | None) -> None:
         assert self._future is None
@@ -282,14 +549,41 @@ class Downpour(torch.optim.Optimizer):
     def _run(self, call: Callable[[Client], Ticket]) -> None:
         self._comm.submit(call).result()
 
-    def _check_lr(self) -> None:
-        for group, lr in zip(self.param_groups, self._lrs, strict=True):
-            if group["lr"] != lr:
+    def _check_settings(self) -> None:
+        for group, before in zip(self.param_groups, self._settings, strict=True):
+            now = _settings(group)
+            if now == before:
+                continue
+            if now["lr"] != before["lr"]:
                 raise ValueError(
-                    f"the learning rate was changed from {lr} to {group['lr']} on this worker, "
-                    "but the shards apply the updates: describe its course by the job's "
-                    "schedule (train.schedule), which every shard follows by samples applied"
+                    f"the learning rate was changed from {before['lr']} to {now['lr']} on this "
+                    "worker, but the shards apply the updates: describe its course by schedule= "
+                    "(of Downpour; train.schedule in a job), which every shard follows by samples "
+                    "applied, and take away the scheduler"
                 )
+            raise ValueError(
+                f"a parameter group was changed on this worker, from {before} to {now}, but the "
+                "shards apply the updates: give Downpour its settings when it is made"
+            )
+
+    def _check_parameters(self) -> None:
+        self._arena.check()
+        for name, parameter in self._frozen:
+            if parameter.requires_grad:
+                raise ValueError(
+                    f"{name} {list(parameter.shape)} was frozen when Downpour was made and is not "
+                    "any more: the shards have no place for it. Unfreeze all that will ever be "
+                    "trained before Downpour is made, and freeze it again after; a parameter "
+                    "that gets no gradient rests"
+                )
+        if self._first_checksum is None:
+            return
+        if checksum(self._arena.gather()) != self._first_checksum:
+            raise ValueError(
+                "the parameters were changed between Downpour and the first step, but the shards "
+                "have those from before: load weights first, then make Downpour"
+            )
+        self._first_checksum = None
 
 
 def clip_(grad: Tensor, limit: float) -> None:
@@ -302,6 +596,10 @@ def clip_(grad: Tensor, limit: float) -> None:
         grad.mul_(min(1.0, limit / (norm + 1e-6)))
     else:  # of no use as a whole: so that no shard takes the parts that happen to be finite
         grad.fill_(math.nan)
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:  # Any: as torch has it
+    return {key: group[key] for key in ("lr", "weight_decay")}
 
 
 def _whole(conversation: Callable[[Client], object]) -> Callable[[Client], Ticket]:

@@ -6,8 +6,9 @@ the workers visit every sample once an epoch. Pure: no clock, no network, no dat
 """
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,39 +59,68 @@ class LeaseQueue:
         lease_samples: int,
         num_epochs: int | None = None,
         warm_start_samples: int = 0,
+        position: "Position | None" = None,
     ) -> None:
-        """num_epochs: None goes on for ever, until `stop`.
+        """num_samples, lease_samples: both 0 where only a worker will know them; see `size`.
 
+        num_epochs: None goes on for ever, until `stop`. position: where to go on.
         warm_start_samples: until so many samples are done, one worker trains alone, as Dean et
         al. 2012 section 4.1 start their runs.
         """
-        if num_samples < 1 or lease_samples < 1:
+        if min(num_samples, lease_samples) < 0 or bool(num_samples) != bool(lease_samples):
             raise ValueError(f"{num_samples} samples in leases of {lease_samples}")
-        self.num_samples = num_samples
-        self.done_samples = 0
+        position = position or Position()
+        if num_samples and position.num_samples not in (0, num_samples):
+            raise ValueError(
+                f"the data has {num_samples} samples and had {position.num_samples} when the run "
+                "was stopped"
+            )
+        self.num_samples = num_samples or position.num_samples
+        """In an epoch; 0 while nobody has said."""
+        self.done_samples = position.done_samples
         """Samples of finished leases and of finished beginnings of leases."""
         self.is_stopped = False
-        self._fresh = _leases(num_samples, lease_samples, num_epochs)
-        self._returned: deque[Lease] = deque()
+        self._lease_samples = lease_samples
+        self._num_epochs = num_epochs
+        self._epoch, self._start = position.epoch, position.start
+        self._returned = deque(position.returned)
         self._held: dict[str, deque[Lease]] = {}
         self._warm_start_samples = warm_start_samples
         self._first: str | None = None
-        self._is_exhausted = False
 
-    def take(self, worker: str) -> Lease | None:
-        """One more lease for a worker; None if it has to wait or there is no more."""
-        if self.is_stopped:
+    def size(self, num_samples: int, lease_samples: int) -> None:
+        """A worker says how long the data is: the first one decides.
+
+        Raises: ValueError if it is empty, or of another length than was said before.
+        """
+        if num_samples < 1:
+            raise ValueError("the data is empty")
+        if self.num_samples not in (0, num_samples):
+            raise ValueError(f"the data has {num_samples} samples here, {self.num_samples} there")
+        self.num_samples = num_samples
+        self._lease_samples = self._lease_samples or max(1, lease_samples)
+
+    def take(self, worker: str, upto: int | None = None) -> Lease | None:
+        """One more lease for a worker; None if it has to wait or there is no more.
+
+        upto: no lease of a later epoch.
+        """
+        if self.is_stopped or not self._lease_samples:
             return None
         if self.done_samples < self._warm_start_samples:
             self._first = self._first or worker
             if worker != self._first:
                 return None
-        lease = self._returned.popleft() if self._returned else next(self._fresh, None)
-        if lease is None:
-            self._is_exhausted = True
-            return None
-        self._held.setdefault(worker, deque()).append(lease)
+        lease = self._returned.popleft() if self._returned else self._fresh(upto)
+        if lease is not None:
+            self._held.setdefault(worker, deque()).append(lease)
         return lease
+
+    def is_over(self, epoch: int) -> bool:
+        """Everything of the epochs up to this one has been handed out."""
+        if self._returned:
+            return False
+        return self._epoch > epoch or self.is_exhausted
 
     def advance(self, worker: str, num_samples: int) -> None:
         """So many more samples of a worker were answered; it trains on its leases in order."""
@@ -118,14 +148,71 @@ class LeaseQueue:
         self.is_stopped = True
 
     @property
+    def unfinished_samples(self) -> int:
+        """Handed out, but not answered."""
+        held = sum(lease.num_samples for leases in self._held.values() for lease in leases)
+        return held + sum(lease.num_samples for lease in self._returned)
+
+    @property
     def is_finished(self) -> bool:
         """Nothing to hand out and nothing on the way."""
-        return not self._held and (self.is_stopped or (self._is_exhausted and not self._returned))
+        if self._held:
+            return False
+        return self.is_stopped or (self.is_exhausted and not self._returned)
+
+    @property
+    def position(self) -> "Position":
+        """Where a run that goes on from here begins: what is held now is handed out again."""
+        held = (lease for leases in self._held.values() for lease in leases)
+        return Position(
+            num_samples=self.num_samples,
+            epoch=self._epoch,
+            start=self._start,
+            returned=(*self._returned, *held),
+            done_samples=self.done_samples,
+        )
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Every epoch has been handed out."""
+        return self._num_epochs is not None and self._epoch >= self._num_epochs
+
+    def _fresh(self, upto: int | None) -> Lease | None:
+        if self.is_exhausted or (upto is not None and self._epoch > upto):
+            return None
+        start, stop = next(batches(self._start, self.num_samples, self._lease_samples))
+        lease = Lease(self._epoch, start, stop)
+        self._start = stop
+        if stop == self.num_samples:
+            self._epoch, self._start = self._epoch + 1, 0
+        return lease
 
 
-def _leases(num_samples: int, lease_samples: int, num_epochs: int | None) -> Iterator[Lease]:
-    epoch = 0
-    while num_epochs is None or epoch < num_epochs:
-        for start, stop in batches(0, num_samples, lease_samples):
-            yield Lease(epoch, start, stop)
-        epoch += 1
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """How far a run has come in its data; what a stopped run goes on from."""
+
+    num_samples: int = 0
+    epoch: int = 0
+    start: int = 0
+    """The next lease begins here in the order of `epoch`."""
+    returned: tuple[Lease, ...] = ()
+    """Handed out before and not finished."""
+    done_samples: int = 0
+
+    def as_dict(self) -> dict[str, Any]:  # Any: JSON
+        """JSON form; `from_dict` reads it back."""
+        return {
+            **{f.name: getattr(self, f.name) for f in fields(self)},
+            "returned": [[lease.epoch, lease.start, lease.stop] for lease in self.returned],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Position":  # Any: JSON
+        """Raises: ValueError or TypeError where the data is no position."""
+        numbers = {key: value for key, value in data.items() if key != "returned"}
+        returned = tuple(Lease(*lease) for lease in data.get("returned", ()))
+        flat = [*numbers.values(), *(n for le in returned for n in (le.epoch, le.start, le.stop))]
+        if not all(type(number) is int and number >= 0 for number in flat):
+            raise ValueError(f"a position of whole numbers from 0 was expected, got {data}")
+        return cls(**numbers, returned=returned)

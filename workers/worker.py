@@ -1,15 +1,18 @@
 """Worker: the loop of one model replica: take a lease, train on it, tell what it brought.
 
-Knows nothing of how it was started. The controller hands out leases; parameters come from and
-gradients go to the shards by way of Downpour.
+Knows nothing of how it was started, nor where data comes from. The controller hands out leases,
+the feed makes batches of them; parameters come from and gradients go to the shards by way of
+Downpour.
 """
 
 import logging
 import math
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,16 +20,34 @@ from torch import Tensor, nn
 from distbelief.param_server.buffers import BufferLayout
 from distbelief.param_server.client import Client, Identity
 from distbelief.param_server.contract import Contract
-from distbelief.param_server.errors import DistBeliefError
+from distbelief.param_server.errors import DistBeliefError, RemoteProtocolError
 from distbelief.param_server.layout import trainable
 from distbelief.param_server.transport import ClientTransport
+from distbelief.param_server.wire import sayable
 from distbelief.workers.comm import Comm
-from distbelief.workers.control import Control, Next, Shards, Stepped, Where, Work
-from distbelief.workers.data import Images
+from distbelief.workers.control import (
+    Bad,
+    Control,
+    Denied,
+    Halt,
+    Next,
+    Shards,
+    Stepped,
+    Wait,
+    Where,
+    Work,
+)
 from distbelief.workers.downpour import Downpour, DownpourConfig
-from distbelief.workers.lease import batches, epoch_order
+from distbelief.workers.feed import Batch, Feed, move
+from distbelief.workers.lease import Lease
+from distbelief.workers.split import Split
 
 logger = logging.getLogger(__name__)
+
+BAD_MAX = 16
+"""Bad samples in one note."""
+NAME_MAX = 400
+"""Characters of a sample's name in a note, from its end, and of why it is bad."""
 
 
 class NonFiniteLoss(DistBeliefError):
@@ -43,6 +64,8 @@ class WorkerConfig:
     """Of the job: the order of the data follows from it and is the same for all workers."""
     merge_every_steps: int = 20
     """Steps between two contributions of buffers such as BatchNorm's statistics."""
+    num_loaders: int = 0
+    """Processes that read and decode batches ahead; 0 does it between two steps."""
     device: str = "cpu"
     downpour: DownpourConfig = field(default_factory=DownpourConfig)
 
@@ -50,9 +73,11 @@ class WorkerConfig:
         for name in ("batch_size", "merge_every_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_loaders < 0:
+            raise ValueError(f"num_loaders must be at least 0, got {self.num_loaders}")
 
 
-def loss_of(model: nn.Module, outputs: object, targets: Tensor) -> Tensor:
+def loss_of(model: nn.Module, outputs: object, targets: Any) -> Tensor:  # Any: as the data has it
     """The scalar to minimise: the model's own `loss(outputs, targets)` if it has one.
 
     Otherwise cross entropy of the outputs [B, classes] with the targets int64 [B].
@@ -80,7 +105,7 @@ class Worker:
         identity: Identity,
         model: nn.Module,
         contract: Contract,
-        data: Images,
+        split: Split,
         control: Control,
         make_transport: Callable[[], ClientTransport],
     ) -> None:
@@ -92,15 +117,20 @@ class Worker:
         self._identity = identity
         self._model = model.to(config.device)
         self._contract = contract
-        self._data = data
+        self._split = split
         self._control = control
         self._make_transport = make_transport
         self._buffers = BufferLayout.of(model)
-        self._order: tuple[int, Tensor] | None = None
+        self._is_halted = False
+        self._taken = 0
         self._samples = 0
         self._told_pushes = 0
         self._samples_since_merge = 0
         self._steps_since_merge = 0
+        self._left_out: deque[tuple[int, int]] = deque()
+        """Samples that were not trained on: (trained on before them, how many)."""
+        self._answered_left_out = 0
+        self._bad: set[str] = set()
 
     def run(self) -> None:
         """Train until told to halt.
@@ -115,10 +145,23 @@ class Worker:
             inc=me.inc,
             pid=os.getpid(),
             host=socket.gethostname(),
+            num_samples=len(self._split),
+            digest=self._split.digest,
         )
-        shards = self._control.until(where, Shards)
-        if shards is None:
-            return
+        # First of all, because it may fork: there is no comm thread yet.
+        with Feed(
+            self._split,
+            self._next_lease,
+            self._config.batch_size,
+            seed=self._config.seed,
+            num_loaders=self._config.num_loaders,
+        ) as feed:
+            shards = self._control.until(where, Shards)
+            if shards is not None:
+                self._join(feed, shards)
+
+    def _join(self, feed: Feed, shards: Shards) -> None:
+        me = self._identity
 
         def make_client() -> Client:
             return Client(self._make_transport(), shards.endpoints, me, self._contract)
@@ -126,54 +169,71 @@ class Worker:
         named = trainable(self._model.named_parameters())
         with Comm(make_client, name=f"comm-{me.w}") as comm:
             comm.connect()
-            downpour = Downpour(named, comm, self._contract, self._config.downpour)
+            downpour = Downpour.of(named, comm, self._contract, self._config.downpour)
             try:
                 downpour.start(initialise=shards.initialise)
-                self._train(downpour)
+                self._train(downpour, feed)
             finally:
                 downpour.close()
 
-    def _train(self, downpour: Downpour) -> None:
-        me = self._identity
+    def _train(self, downpour: Downpour, feed: Feed) -> None:
         self._model.train()
-        taken = 0
-
-        def finish() -> None:
+        while not self._is_halted:
+            for batch in feed.round():
+                self._take(downpour, batch)
+            # No lease for now: others may wait for what is half done here.
             if self._samples > downpour.answered_samples:
                 downpour.flush()
                 self._tell(downpour, 0, 0.0)
-
-        while True:
-            note = Next(run=me.run, token=me.token, name=me.w, inc=me.inc, taken=taken)
-            work = self._control.until(note, Work, on_idle=finish)
-            if work is None:
-                break
-            taken += 1
-            order = self._epoch(work.epoch)
-            for start, stop in batches(work.start, work.stop, self._config.batch_size):
-                indices = order[start:stop]
-                loss = self._step(downpour, indices, work, start)
-                self._tell(downpour, len(indices), loss)
+            if not self._is_halted:
+                self._control.pause()
         self._merge(downpour)
         downpour.leave()
 
-    def _step(self, downpour: Downpour, indices: Tensor, work: Work, start: int) -> float:
-        inputs, targets = self._data.batch(indices)
-        inputs, targets = inputs.to(self._config.device), targets.to(self._config.device)
+    def _next_lease(self) -> Lease | None:
+        """A lease, or None: to wait, or to halt."""
+        me = self._identity
+        note = Next(run=me.run, token=me.token, name=me.w, inc=me.inc, taken=self._taken)
+        answer = self._control.ask(note)
+        if isinstance(answer, Work):
+            self._taken += 1
+            return Lease(answer.epoch, answer.start, answer.stop)
+        if isinstance(answer, Denied):
+            raise DistBeliefError(answer.text)
+        if not isinstance(answer, Wait | Halt):
+            raise RemoteProtocolError(f"{answer.op} in answer to {note.op}")
+        self._is_halted = isinstance(answer, Halt)
+        return None
+
+    def _take(self, downpour: Downpour, batch: Batch) -> None:
+        """Train on what could be read of a batch, and tell."""
+        if batch.bad:
+            self._tell_bad(batch)
+        # Batch normalisation cannot train on one sample, and a run should not end because the
+        # others of its batch were bad; where batches are of one sample, that is how they are.
+        trained = 0 if batch.bad and batch.num_good == 1 else batch.num_good
+        loss = self._step(downpour, batch) if trained else 0.0
+        if trained < batch.num_positions:
+            self._left_out.append((self._samples, batch.num_positions - trained))
+        self._tell(downpour, trained, loss)
+
+    def _step(self, downpour: Downpour, batch: Batch) -> float:
+        inputs = move(batch.inputs, self._config.device)
+        targets = move(batch.targets, self._config.device)
         downpour.zero_grad()
         loss = loss_of(self._model, self._model(inputs), targets)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteLoss(
                 f"{self._identity.w}: the loss is {value} at step {downpour.num_steps}, epoch "
-                f"{work.epoch}, samples {start} to {start + len(indices)}; nothing was pushed. "
+                f"{batch.epoch}, samples {batch.start} to {batch.stop}; nothing was pushed. "
                 "Lower the learning rate, lower the momentum (it adds to what asynchrony brings), "
                 "or clip: --set train.clip_norm=5"
             )
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        downpour.step(samples=len(indices))
-        self._samples += len(indices)
-        self._samples_since_merge += len(indices)
+        downpour.step(samples=batch.num_good)
+        self._samples += batch.num_good
+        self._samples_since_merge += batch.num_good
         self._steps_since_merge += 1
         if self._steps_since_merge >= self._config.merge_every_steps:
             self._merge(downpour)
@@ -181,30 +241,47 @@ class Worker:
 
     def _tell(self, downpour: Downpour, samples: int, loss: float) -> None:
         """Tell what a step brought, and what of earlier steps was answered since."""
-        me, pushed = self._identity, downpour.last_pushed
-        is_new = pushed is not None and downpour.num_answered > self._told_pushes
-        refused, reason = 0, ""
-        if pushed is not None and is_new and pushed.is_partial:
-            refused = sum(pushed.statuses.values()) - pushed.statuses["applied"]
-            reason = pushed.reasons[0] if pushed.reasons else ""
-            logger.warning("%s push=%d refused parts=%d: %s", me.w, pushed.seq, refused, reason)
+        me = self._identity
+        is_new = downpour.num_answered > self._told_pushes
+        outcome = downpour.outcome(is_new)
+        if outcome["refused"]:
+            logger.warning("%s refused parts=%d: %s", me.w, outcome["refused"], outcome["reason"])
+        # In their turn: a lease counts as done from its beginning on.
+        while self._left_out and self._left_out[0][0] <= downpour.answered_samples:
+            self._answered_left_out += self._left_out.popleft()[1]
         self._control.tell(
             Stepped(
                 run=me.run,
                 token=me.token,
                 name=me.w,
                 inc=me.inc,
-                answered=downpour.answered_samples,
+                answered=downpour.answered_samples + self._answered_left_out,
                 samples=samples,
                 loss=loss,
-                pushed=is_new,
-                staleness=pushed.staleness if pushed is not None else 0,
-                version=pushed.version if pushed is not None else 0,
-                refused=refused,
-                reason=reason,
+                **outcome,
             )
         )
         self._told_pushes = downpour.num_answered
+
+    def _tell_bad(self, batch: Batch) -> None:
+        """Name samples that could not be read, each once."""
+        me = self._identity
+        new = [(name, why) for name, why in batch.bad if name not in self._bad]
+        self._bad.update(name for name, _ in new)
+        for name, why in new:
+            logger.warning("%s left out %s: %s", me.w, name, why)
+        for first in range(0, len(new), BAD_MAX):
+            some = new[first : first + BAD_MAX]
+            self._control.tell(
+                Bad(
+                    run=me.run,
+                    token=me.token,
+                    name=me.w,
+                    inc=me.inc,
+                    samples=tuple(sayable(name[-NAME_MAX:]) for name, _ in some),
+                    reasons=tuple(sayable(why[:NAME_MAX]) for _, why in some),
+                )
+            )
 
     def _merge(self, downpour: Downpour) -> None:
         """Contribute this replica's buffers and take the merged ones."""
@@ -215,9 +292,3 @@ class Worker:
         if merged is not None:
             layout.write_(self._model, *merged)
         self._samples_since_merge = self._steps_since_merge = 0
-
-    def _epoch(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            order = epoch_order(self._config.seed, epoch, len(self._data))
-            self._order = (epoch, order)
-        return self._order[1]

@@ -2,17 +2,22 @@
 
 import importlib
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from distbelief.factory import load_images, make_contract, make_model, try_model
+from distbelief.factory import make_contract, make_model, num_loaders, open_data, try_model
 from distbelief.job import Job, load_job
 from distbelief.problem import Problem
-from distbelief.workers.data import Images
+from distbelief.workers.embedded import split_of
+from distbelief.workers.own import UserError
+from distbelief.workers.split import Read, Split
+from tests.workers.test_pixels import GOOD
 
-IMAGES = Images(torch.zeros(4, 1, 16, 16), torch.tensor([0, 1, 2, 3]), 10)
+INPUTS = torch.zeros(4, 1, 16, 16)
+IMAGES = split_of(INPUTS, torch.tensor([0, 1, 2, 3]), 10, "train")
 
 
 @pytest.fixture
@@ -149,7 +154,7 @@ def test_a_width_needs_a_factory_that_takes_one(folder):
 
 def test_the_small_googlenet_takes_width_and_classes():
     model = make_model(job_of("googlenet-small", "model.width=0.1"), IMAGES)
-    assert model.eval()(IMAGES.inputs).shape == (4, 10)
+    assert model.eval()(INPUTS).shape == (4, 10)
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
@@ -209,27 +214,137 @@ def test_the_contract_holds_rule_schedule_clipping_groups_and_buffers():
 
 
 def test_images_come_in_the_size_that_suits_their_source():
-    assert load_images(Job(), "test").inputs.shape == (360, 1, 16, 16)
-    small = load_job(None, {}, ("data.image_size=8",))
-    assert load_images(small, "test").inputs.shape == (360, 1, 8, 8)
+    for settings, size in (((), 16), (("data.image_size=8",), 8)):
+        split = open_data(load_job(None, {}, settings), "test")
+        assert split is not None
+        assert (len(split), split.input_shape) == (360, (1, size, size))
 
 
 def test_data_that_cannot_be_opened_is_a_problem(tmp_path):
     with pytest.raises(Problem, match="no train-images-idx3-ubyte") as caught:
-        load_images(load_job(None, {"data.source": f"fashion-mnist:{tmp_path}"}, ()), "train")
+        open_data(load_job(None, {"data.source": f"fashion-mnist:{tmp_path}"}, ()), "train")
     assert (caught.value.code, caught.value.exit_code) == ("DB-DATA-001", 2)
 
 
 def test_a_model_that_does_not_fit_the_data_is_found_before_the_start():
-    images = Images(torch.randn(40, 1, 4, 4), torch.zeros(40, dtype=torch.int64), 3)
+    images = split_of(torch.randn(40, 1, 4, 4), torch.zeros(40, dtype=torch.int64), 3, "train")
     with pytest.raises(Problem, match=r"a first batch \[32, 1, 4, 4\] failed in Linear") as caught:
         try_model(Job(), torch.nn.Linear(7, 3), images)
     assert caught.value.code == "DB-MODEL-005"
 
 
 def test_the_trial_leaves_the_model_as_it_was():
-    images = Images(torch.randn(40, 6), torch.zeros(40, dtype=torch.int64), 6)
+    images = split_of(torch.randn(40, 6), torch.zeros(40, dtype=torch.int64), 6, "train")
     model = torch.nn.BatchNorm1d(6).eval()
     try_model(Job(), model, images)
     assert int(model.state_dict()["num_batches_tracked"]) == 0
     assert not model.training
+
+
+def test_a_test_split_that_is_not_there_is_none(folder):
+    (folder / "cat").mkdir()
+    (folder / "cat" / "a.png").write_bytes(GOOD)
+    job = load_job(None, {"data.source": f"folder:{folder}"}, ())
+    assert open_data(job, "train") is not None
+    assert open_data(job, "test") is None
+
+
+def test_what_goes_wrong_in_the_users_own_data_is_a_problem_with_their_frames(folder):
+    (folder / "my_data.py").write_text(
+        "def images(split):\n    return load(split)\n\n"
+        "def load(split):\n    raise KeyError(split)\n"
+    )
+    with pytest.raises(Problem, match=r"my_data:images\('train'\) raised KeyError") as caught:
+        open_data(load_job(None, {"data.source": "my_data:images"}, ()), "train")
+    assert (caught.value.code, caught.value.exit_code) == ("DB-DATA-004", 2)
+    assert "in load" in caught.value.why
+    assert "own.py" not in caught.value.why
+
+
+def test_an_unknown_source_is_a_problem():
+    with pytest.raises(Problem, match="data source 'cifar' is none of digits"):
+        open_data(load_job(None, {"data.source": "cifar"}, ()), "train")
+
+
+def unknown(num_classes: int | None, shape: tuple[int, int, int] | None) -> Split:
+    return replace(IMAGES, num_classes=num_classes, input_shape=shape)
+
+
+def test_a_model_is_offered_only_what_the_data_tells(folder):
+    (folder / "asking.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes=5, in_channels=6, image_size=7, width=8):\n"
+        "    net = nn.Linear(1, 1)\n"
+        "    net.given = num_classes, in_channels, image_size, width\n"
+        "    return net\n"
+    )
+    for split, given in (
+        (IMAGES, (10, 1, 16, 1)),
+        (unknown(None, (3, 8, 8)), (5, 3, 8, 1)),
+        (unknown(4, (3, 8, 9)), (4, 3, 7, 1)),  # not a square
+        (unknown(None, None), (5, 6, 7, 1)),
+    ):
+        assert vars(make_model(job_of("asking:net"), split))["given"] == given
+
+
+def test_a_model_that_needs_what_the_data_does_not_tell_gets_a_hint(folder):
+    (folder / "needing.py").write_text(NET)
+    with pytest.raises(Problem, match="missing 2 required positional") as caught:
+        make_model(job_of("needing:Net"), unknown(None, None))
+    assert caught.value.fix.startswith("digits does not tell image_size, num_classes: --set model.")
+
+
+class Holed:
+    """Samples of which the first ones cannot be read."""
+
+    def __init__(self, num_bad: int, num: int = 40) -> None:
+        self.num_bad = num_bad
+        self.num = num
+        self.num_read = 0
+
+    def __len__(self) -> int:
+        return self.num
+
+    def read(self, indices) -> Read:
+        self.num_read += len(indices)
+        good = [index for index in indices if index >= self.num_bad]
+        bad = tuple((f"file{index}", "torn") for index in indices if index < self.num_bad)
+        if not good:
+            return Read(None, None, 0, bad)
+        return Read(torch.zeros(len(good), 6), torch.zeros(len(good)).long(), len(good), bad)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("num_bad", [1, 3, 4, 20])
+def test_the_trial_survives_bad_first_samples(num_bad):
+    samples = Holed(num_bad)
+    split = replace(IMAGES, samples=samples)
+    try_model(load_job(None, {}, ("train.batch_size=4",)), nn.BatchNorm1d(6), split)
+    assert samples.num_read < 40
+
+
+def test_a_trial_without_a_single_sample_is_a_problem():
+    split = replace(IMAGES, samples=Holed(1000, 1000))
+    with pytest.raises(Problem, match="the first 40 samples cannot be read; file0: torn") as caught:
+        try_model(load_job(None, {}, ("train.batch_size=4",)), nn.BatchNorm1d(6), split)
+    assert caught.value.code == "DB-DATA-006"
+
+
+def test_data_that_raises_in_the_trial_is_a_problem():
+    class Torn(Holed):
+        def read(self, indices) -> Read:
+            raise UserError("the stream ended")
+
+    with pytest.raises(Problem, match="a first batch raised UserError: the stream") as caught:
+        try_model(Job(), nn.BatchNorm1d(6), replace(IMAGES, samples=Torn(0)))
+    assert caught.value.code == "DB-DATA-004"
+
+
+def test_loaders_are_the_jobs_or_what_suits_the_data():
+    assert num_loaders(Job(), IMAGES) == 0
+    assert num_loaders(Job(workers=64), replace(IMAGES, is_decoding=True)) == 1
+    assert num_loaders(load_job(None, {}, ("data.loaders=5",)), IMAGES) == 5
+    zero = load_job(None, {}, ("data.loaders=0",))
+    assert num_loaders(zero, replace(IMAGES, is_decoding=True)) == 0

@@ -240,8 +240,6 @@ def test_a_job_survives_its_json_form():
     ],
 )
 def test_the_schedule_ends_with_the_run(settings, schedule):
-    if not any("kind" in s for s in settings):
-        settings = [*settings, "train.schedule.kind=poly"]
     assert load(settings=settings).schedule(1437) == schedule
 
 

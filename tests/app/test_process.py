@@ -6,7 +6,8 @@ from distbelief.controller import Controller
 from distbelief.job import Job
 from distbelief.param_server.errors import ShardUnavailable
 from distbelief.problem import Problem
-from distbelief.process import Spec, _run_told
+from distbelief.process import _run_told
+from distbelief.spec import Spec
 from distbelief.workers.lease import LeaseQueue
 from distbelief.workers.worker import NonFiniteLoss
 from tests.workers.jobs import RUN, TOKEN, control_of
@@ -34,6 +35,8 @@ def told(monkeypatch, error: Exception | None) -> tuple[str, str]:
     monkeypatch.setattr("distbelief.process._run_worker", be_the_worker)
     controller = Controller(RUN, TOKEN, LeaseQueue(1, 1), 1)
     _run_told(SPEC, Job(), control_of(controller), None)  # type: ignore[arg-type]  # not used
+    if isinstance(error, Problem):
+        assert controller.explained["w3"] == (error.why, error.fix)
     return controller.ended["w3"]
 
 
@@ -44,7 +47,7 @@ def told(monkeypatch, error: Exception | None) -> tuple[str, str]:
         (NonFiniteLoss("w3: the loss is nan"), "DB-TRAIN-001", "w3: the loss is nan"),
         (ShardUnavailable("shard 0 is silent"), "DB-RUN-001", "shard 0 is silent"),
         (KeyError("layer"), "DB-TRAIN-002", "KeyError: 'layer'"),
-        (Problem("DB-MODEL-001", "what", why="why", fix="fix"), "DB-MODEL-001", "what\nwhy\nfix"),
+        (Problem("DB-MODEL-001", "what", why="why", fix="fix"), "DB-MODEL-001", "what"),
     ],
 )
 def test_the_controller_hears_how_a_process_ended(monkeypatch, error, code, text):

@@ -22,12 +22,12 @@ from pathlib import Path
 import torch
 
 from distbelief.evaluate import evaluate
-from distbelief.factory import load_images, make_model
+from distbelief.factory import make_model, open_data
 from distbelief.job import DataConfig, Job, ModelConfig, TrainConfig
-from distbelief.launch import launch
+from distbelief.launcher import launch
 from distbelief.param_server.layout import trainable
-from distbelief.workers.data import Images
 from distbelief.workers.lease import epoch_order
+from distbelief.workers.split import Split
 from distbelief.workers.worker import loss_of
 
 PLAIN_TOP1 = 0.88
@@ -120,7 +120,7 @@ def make_job(seed: int, workers: int, epochs: int) -> Job:
     )
 
 
-def train_plainly(job: Job, epochs: int, train: Images, test: Images) -> Outcome:
+def train_plainly(job: Job, epochs: int, train: Split, test: Split) -> Outcome:
     """Train in this process with nothing but torch."""
     config = job.train
     assert config.momentum is not None
@@ -133,14 +133,15 @@ def train_plainly(job: Job, epochs: int, train: Images, test: Images) -> Outcome
     began = time.monotonic()
     for epoch in range(epochs):
         for indices in epoch_order(job.seed, epoch, len(train)).split(config.batch_size):
-            inputs, targets = train.batch(indices)
+            batch = train.samples.read(indices.tolist())
             optimizer.zero_grad()
-            loss_of(model, model(inputs), targets).backward()
+            loss_of(model, model(batch.inputs), batch.targets).backward()
             optimizer.step()
             samples += len(indices)
             falling.step()
     train_s = time.monotonic() - began
-    top1 = evaluate(model, test, "test").top1
+    top1 = evaluate(model, test).top1
+    assert top1 is not None
     return Outcome(seed=job.seed, top1=top1, samples=samples, train_s=train_s)
 
 
@@ -152,6 +153,7 @@ def train_asynchronously(job: Job) -> Outcome:
     result = launch(job)
     if result.exit != "done" or result.workers_lost or result.refused or result.eval is None:
         raise RuntimeError(f"the run was disturbed: {result.to_json()}")
+    assert result.eval.top1 is not None
     return Outcome(
         seed=job.seed,
         top1=result.eval.top1,
@@ -176,7 +178,9 @@ def compare(
     asynchronous: list[Outcome] = []
     for seed in seeds:
         job = make_job(seed, 1, epochs)
-        train, test = load_images(job, "train"), load_images(job, "test")
+        train, test = open_data(job, "train"), open_data(job, "test")
+        assert train is not None
+        assert test is not None
         theirs = train_plainly(job, epochs, train, test)
         ours = train_asynchronously(make_job(seed, workers, epochs))
         if ours.samples != theirs.samples:

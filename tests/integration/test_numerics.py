@@ -119,7 +119,7 @@ def downpour_steps(model, name, batches, shards: Cluster):
     named = trainable(model.named_parameters())
     after, staleness = [], []
     with Comm(lambda: shards.client("w0", contract)) as comm:
-        downpour = Downpour(named, comm, contract, DownpourConfig())
+        downpour = Downpour.of(named, comm, contract, DownpourConfig())
         downpour.start(initialise=True)
         for step in range(STEPS):
             downpour.zero_grad()

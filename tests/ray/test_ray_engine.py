@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from distbelief.launch import launch
+from distbelief.launcher import launch
 from tests.helpers.runs import KillOnce, Watch, tiny_job
 
 
@@ -15,6 +15,7 @@ def test_a_run_by_ray_trains_every_sample_and_evaluates(user_folder):
     assert (result.exit, result.error, result.engine) == ("done", None, "ray")
     assert result.samples == 2 * 1437
     assert result.eval is not None
+    assert result.eval.top1 is not None
     assert result.eval.top1 > 0.8
 
 

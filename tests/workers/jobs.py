@@ -122,7 +122,7 @@ class Servers:
         named = trainable(model.named_parameters())
         with Comm(lambda: self.client(w)) as comm:
             comm.connect()
-            downpour = Downpour(named, comm, self.contract, config)
+            downpour = Downpour.of(named, comm, self.contract, config)
             downpour.start(initialise=not self.shards[0].is_ready)
             try:
                 yield downpour

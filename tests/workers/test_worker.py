@@ -11,20 +11,24 @@ from torch import nn
 
 from distbelief.controller import Controller
 from distbelief.param_server.client import Identity
+from distbelief.param_server.errors import DistBeliefError
 from distbelief.param_server.update import make_rule
-from distbelief.workers.data import Images
+from distbelief.workers.control import Denied, Next, Stepped
 from distbelief.workers.downpour import DownpourConfig
+from distbelief.workers.embedded import Tensors, split_of
 from distbelief.workers.lease import LeaseQueue, epoch_order
+from distbelief.workers.own import Rows
+from distbelief.workers.split import Read
 from distbelief.workers.worker import NonFiniteLoss, Worker, WorkerConfig, loss_of
 from tests.workers.jobs import RUN, TOKEN, Servers, Wire, contract_of, control_of, serving
 
 
-def images(num: int = 96) -> Images:
+def images(num: int = 96) -> Tensors:
     """Three classes that a linear model can tell apart."""
     generator = torch.Generator().manual_seed(2)
     targets = torch.arange(num) % 3
     inputs = F.one_hot(targets, 6).float() * 2 + torch.randn(num, 6, generator=generator) / 4
-    return Images(inputs, targets, 3)
+    return Tensors(inputs, targets)
 
 
 class Scene:
@@ -39,6 +43,7 @@ class Scene:
         **config,
     ):
         self.images = images()
+        self.split = split_of(self.images.inputs, self.images.targets, 3, "train")
         self.models = []
         for _ in range(workers):
             torch.manual_seed(0)
@@ -46,7 +51,9 @@ class Scene:
         self.contract = contract_of(self.models[0], make_rule("momentum"), lr=0.05)
         self.servers = Servers(self.contract, 1, workers)
         queue = LeaseQueue(len(self.images), 20, epochs, warm_start)
-        self.controller = Controller(RUN, TOKEN, queue, 1, epochs)
+        self.controller = Controller(
+            RUN, TOKEN, queue, 1, epochs, num_workers=workers, digest=self.split.digest
+        )
         self.controller.handle(serving(0), 0.0)
         self.config = WorkerConfig(**{"batch_size": 8, **config})
         self._lock = threading.Lock()
@@ -57,7 +64,7 @@ class Scene:
             Identity(run=RUN, w=f"w{index}", inc=1, token=TOKEN),
             self.models[index],
             self.contract,
-            self.images,
+            self.split,
             control_of(self.controller, self._lock),
             lambda: Wire(self.servers.handlers),
         )
@@ -229,6 +236,153 @@ def test_a_loss_that_is_no_scalar_tensor_is_refused(given):
 
     with pytest.raises(ValueError, match=r"Own\.loss must return a scalar tensor"):
         loss_of(Own(6, 3), torch.ones(1, 3), torch.tensor([0]))
+
+
+class Holed:
+    """Samples of which some cannot be read."""
+
+    def __init__(self, tensors: Tensors, bad: set[int]) -> None:
+        self.tensors = tensors
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def read(self, indices) -> Read:
+        good = [index for index in indices if index not in self.bad]
+        bad = tuple((f"file{index}", "torn") for index in indices if index in self.bad)
+        if not good:
+            return Read(None, None, 0, bad)
+        return replace(self.tensors.read(good), bad=bad)
+
+    def close(self) -> None:
+        pass
+
+
+def holed(scene: Scene, bad: set[int]) -> Scene:
+    scene.split = replace(scene.split, samples=Holed(scene.images, bad))
+    return scene
+
+
+@pytest.mark.parametrize("num_loaders", [0, 2])
+@pytest.mark.parametrize(
+    "downpour",
+    [DownpourConfig(), DownpourConfig(n_push=3, n_fetch=2), DownpourConfig(fetch_policy="latest")],
+    ids=["fresh", "accrued", "latest"],
+)
+def test_bad_samples_are_left_out_counted_and_named(downpour, num_loaders):
+    bad = {0, 7, 8, 50, 95}
+    workers = 1 if num_loaders else 2  # a fork of a process with two busy threads is no test
+    scene = holed(Scene(workers=workers, downpour=downpour, num_loaders=num_loaders), bad)
+    scene.run()
+    assert scene.controller.queue.is_finished
+    assert scene.controller.queue.done_samples == 4 * 96
+    assert scene.samples_applied == scene.servers.samples_pushed == 4 * 91
+    assert scene.controller.bad_samples == {f"file{index}": "torn" for index in bad}
+
+
+def test_a_batch_of_bad_samples_alone_is_not_trained_on_but_counted():
+    scene = Scene(epochs=1)
+    holed(scene, set(scene_order(scene)[8:16]))  # the second batch of the first lease
+    scene.worker(0).run()
+    assert [push.samples for push in scene.servers.pushes] == [8, 4] + [8, 8, 4] * 3 + [8, 8]
+    assert scene.controller.queue.done_samples == 96
+
+
+def test_a_sample_that_is_left_alone_by_bad_ones_is_not_trained_on():
+    scene = Scene(lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)), epochs=1)
+    holed(scene, set(scene_order(scene)[9:16]))
+    scene.worker(0).run()
+    assert [push.samples for push in scene.servers.pushes][:3] == [8, 4, 8]
+    assert scene.controller.queue.done_samples == 96
+
+
+def test_all_samples_bad_ends_all_the_same():
+    scene = holed(Scene(epochs=1), set(range(96)))
+    scene.worker(0).run()
+    assert scene.controller.queue.is_finished
+    assert scene.servers.pushes == []
+    assert len(scene.controller.bad_samples) == 96
+
+
+def test_a_bad_sample_is_counted_only_when_the_batches_before_it_were_answered():
+    """A lost worker's lease is given on from where it was done: nothing before may be open."""
+    scene = Scene(epochs=1, downpour=DownpourConfig(n_push=100, n_fetch=100))
+    holed(scene, set(scene_order(scene)[16:20]))
+    told = []
+    handle = scene.controller.handle
+
+    def watch(note, now):
+        if isinstance(note, Stepped):
+            told.append((note.answered, scene.servers.samples_pushed))
+        return handle(note, now)
+
+    scene.controller.handle = watch  # type: ignore[method-assign]  # a listener on the line
+    scene.worker(0).run()
+    # The first push carries 8 samples; the next 80 and the 4 bad ones wait for the last.
+    assert told[-1] == (96, 92)
+    assert all(answered <= pushed for answered, pushed in told[:-1])
+
+
+def test_loader_processes_change_nothing_in_the_order_of_the_data():
+    pushes = []
+    for num_loaders in (0, 1, 2):
+        scene = Scene(epochs=2, num_loaders=num_loaders)
+        scene.worker(0).run()
+        pushes.append(torch.stack([grad.clone() for grad in scene.servers.grads]))
+    assert pushes[0].equal(pushes[1])
+    assert pushes[0].equal(pushes[2])
+
+
+def test_structures_of_tensors_go_to_a_model_as_they_are():
+    class Sum(nn.Linear):
+        def forward(self, x):
+            return super().forward(x["left"] + x["right"][0])
+
+        def loss(self, outputs, targets):
+            return F.cross_entropy(outputs, targets["class"])
+
+    scene = Scene(lambda: Sum(6, 3), epochs=1)
+    x, y = scene.images.inputs, scene.images.targets
+    rows = [({"left": a / 2, "right": (a / 2,)}, {"class": b}) for a, b in zip(x, y, strict=True)]
+    scene.split = replace(scene.split, samples=Rows(rows))
+    scene.worker(0).run()
+    assert scene.samples_applied == 96
+
+
+def test_a_worker_waits_while_others_hold_the_last_leases():
+    """Neither may keep a half-read batch while the other waits: both would wait for ever."""
+    scene = Scene(workers=2, epochs=2, num_loaders=0, downpour=DownpourConfig(n_push=50))
+    scene.run()
+    assert scene.controller.queue.is_finished
+    assert scene.samples_applied == 2 * 96
+
+
+def test_what_the_controller_denies_is_an_error():
+    scene = Scene()
+    handle = scene.controller.handle
+
+    def deny(note, now):
+        return Denied(text="no, because") if isinstance(note, Next) else handle(note, now)
+
+    scene.controller.handle = deny  # type: ignore[method-assign]  # an answer of its own
+    with pytest.raises(DistBeliefError, match="no, because"):
+        scene.worker(0).run()
+
+
+def test_the_digest_is_told_before_anything_is_trained():
+    scene = Scene()
+    scene.split = replace(scene.split, digest="another")
+    scene.worker(0).run()
+    assert scene.servers.pushes == []
+    error = scene.controller.first_error
+    assert error is not None
+    assert "sees other data than the launcher" in error[2]
+
+
+def test_a_worker_has_no_negative_number_of_loaders():
+    with pytest.raises(ValueError, match="num_loaders must be at least 0, got -1"):
+        WorkerConfig(num_loaders=-1)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "merge_every_steps"])

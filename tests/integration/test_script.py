@@ -1,0 +1,182 @@
+"""A user's script as several processes: shared data, one worker that fails, stop and resume."""
+
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from distbelief.folder import RunFolder
+from distbelief.job import Job, ScriptConfig
+from distbelief.launcher import launch, resume
+from tests.helpers.runs import KillOnce, Watch
+
+NUM_SAMPLES, NUM_EPOCHS = 1000, 4
+
+SCRIPT = """
+import sys, time, torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from distbelief import DataLoader, Downpour, worker
+
+me = worker().index
+x = torch.randn({num_samples}, 8, generator=torch.Generator().manual_seed(1))
+data = TensorDataset(x, (x.sum(1) > 0).long())
+torch.manual_seed(0)
+model = nn.Linear(8, {outputs})
+{before}
+optimizer = Downpour(model.named_parameters(), lr=0.1)
+loader = DataLoader(data, batch_size=10, shuffle=True)
+steps = 0
+for epoch in range({num_epochs}):
+    for inputs, targets in loader:
+        {inside}
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        steps += 1
+        time.sleep({pause})
+    print("epoch", epoch, "argv", sys.argv[1:], flush=True)
+{after}
+"""
+
+
+def write(
+    folder: Path,
+    before: str = "",
+    inside: str = "",
+    after: str = "",
+    outputs: str = "2",
+    pause: float = 0.001,
+) -> Job:
+    text = SCRIPT.format(
+        num_samples=NUM_SAMPLES,
+        num_epochs=NUM_EPOCHS,
+        before=before,
+        inside=textwrap.indent(inside, " " * 8).strip() or "pass",
+        after=after,
+        outputs=outputs,
+        pause=pause,
+    )
+    path = folder / "train.py"
+    path.write_text(text)
+    return Job(
+        engine="local",
+        workers=3,
+        shards=1,
+        run_dir=str(folder / "runs"),
+        script=ScriptConfig(path=str(path), args=("--colour", "blue")),
+    )
+
+
+def test_workers_share_the_data_and_see_their_own_argv(tmp_path: Path):
+    watch = Watch()
+    result = launch(write(tmp_path), live=watch)
+    assert (result.exit, result.error) == ("done", None)
+    assert result.samples == NUM_EPOCHS * NUM_SAMPLES
+    assert len(result.worker_samples) == 3
+    assert "epoch 3 argv ['--colour', 'blue']" in watch.said  # of the first worker
+    for w in ("w0", "w1", "w2"):
+        out = (Path(result.run_dir) / "logs" / f"{w}.out").read_text()
+        assert out.count("argv ['--colour', 'blue']") == NUM_EPOCHS
+    saved = load_file(RunFolder(Path(result.run_dir)).model)
+    assert {name: list(value.shape) for name, value in saved.items()} == {
+        "weight": [2, 8],
+        "bias": [2],
+    }
+
+
+def test_a_script_that_raises_on_one_worker_ends_the_run_with_its_own_frames(tmp_path: Path):
+    job = write(tmp_path, inside='if me == 1 and steps == 5:\n    raise KeyError("colour")')
+    result = launch(job, live=Watch())
+    assert result.exit == "failed"
+    assert result.error is not None
+    assert result.error["code"] == "DB-SCRIPT-001"
+    assert "w1: train.py raised KeyError: 'colour'" in result.error["text"]
+    assert 'raise KeyError("colour")' in result.error["text"]
+    assert "runpy" not in result.error["text"]
+    log = (Path(result.run_dir) / "logs" / "w1.log").read_text()
+    assert "Traceback (most recent call last)" in log
+
+
+def test_a_script_that_ends_early_on_one_worker_leaves_its_data_to_the_others(tmp_path: Path):
+    result = launch(
+        write(tmp_path, inside="if me == 1 and steps == 5:\n    sys.exit()"), live=Watch()
+    )
+    assert (result.exit, result.error) == ("done", None)
+    assert result.worker_samples["w1"] == 50
+    assert result.samples == NUM_EPOCHS * NUM_SAMPLES
+    assert result.unfinished == 0
+
+
+def test_kill_9_of_one_worker_of_a_script_leaves_its_data_to_the_others(tmp_path: Path):
+    job = write(tmp_path, pause=0.01)
+    kill = KillOnce(tmp_path / "runs", "w2", 600)
+    result = launch(job, live=Watch(kill))
+    assert kill.killed is not None
+    assert (result.exit, result.workers_lost) == ("done", 1)
+    # Pushed but not told: trained on again, at most what was in flight.
+    assert NUM_EPOCHS * NUM_SAMPLES <= result.samples <= NUM_EPOCHS * NUM_SAMPLES + 40
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "text"),
+    [
+        (
+            {"inside": "if me == 0 and steps == 3:\n    sys.exit(7)"},
+            "DB-SCRIPT-002",
+            "w0: train.py ended itself with exit code 7",
+        ),
+        (
+            {"inside": "continue"},
+            "DB-SCRIPT-003",
+            "ended without a single optimizer.step()",
+        ),
+        ({"before": "sys.exit()"}, "DB-SCRIPT-003", "ended without making a Downpour"),
+        (
+            {"outputs": "2 + (me == 1)"},
+            "DB-RUN-001",
+            "8] float32 at 0 (lr 0.1, weight_decay 0.0) here, weight [",  # 2 and 3, or 3 and 2
+        ),
+        (
+            {"inside": "optimizer.param_groups[0]['lr'] = 0.05 if steps > 5 else 0.1"},
+            "DB-SCRIPT-001",
+            "the learning rate was changed from 0.1 to 0.05 on this worker",
+        ),
+        (
+            {"before": "data = TensorDataset(x[me:], (x.sum(1) > 0).long()[me:])"},
+            "DB-SCRIPT-001",
+            "samples here",
+        ),
+    ],
+)
+def test_a_script_that_cannot_work_is_answered_well(tmp_path: Path, parts, code, text):
+    result = launch(replace(write(tmp_path, **parts), workers=2), live=Watch())
+    assert result.exit == "failed"
+    assert result.error is not None
+    assert result.error["code"] == code
+    assert text in result.error["text"]
+    assert "Traceback" not in result.error["text"]
+
+
+def test_a_script_goes_on_at_the_same_counts_after_a_stop(tmp_path: Path):
+    class Stopping(Watch):
+        def __init__(self) -> None:
+            super().__init__(self._look)
+
+        def _look(self, progress) -> None:
+            if progress.samples >= 1500:
+                (folder,) = (tmp_path / "runs").iterdir()
+                RunFolder(folder).ask_stop("safe")
+
+    job = write(tmp_path, pause=0.01)
+    stopped = launch(job, live=Stopping())
+    assert (stopped.exit, stopped.error) == ("stopped", None)
+    assert stopped.saved is not None
+    assert stopped.saved["samples"] == stopped.samples
+    assert 1500 <= stopped.samples < NUM_EPOCHS * NUM_SAMPLES
+    folder = RunFolder(Path(stopped.run_dir))
+    resumed = resume(folder, replace(job, workers=2), live=Watch())
+    assert (resumed.exit, resumed.error) == ("done", None)
+    assert resumed.samples == NUM_EPOCHS * NUM_SAMPLES
