@@ -158,8 +158,7 @@ class Controller:
         self._ready: set[str] = set()
         """Workers that have their parameters."""
         self._has_started = False
-        self._positions: deque[tuple[float, Position]] = deque(maxlen=POSITIONS_MAX)
-        self._positions.append((-math.inf, queue.position))
+        self._positions: list[tuple[float, Position]] = [(-math.inf, queue.position)]
         self._skipped: dict[str, int] = {}
         self._initialiser: str | None = None
         self._alive: dict[str, int] = {}
@@ -212,7 +211,7 @@ class Controller:
     def tick(self, now: float) -> None:
         """Remember the position, and stop handing out work when the time is up."""
         if now - self._positions[-1][0] >= POSITION_EVERY_S:
-            self._positions.append((now, self.queue.position))
+            self._remember(now)
         if (
             self._limit_s is not None
             and self.began_at is not None
@@ -286,13 +285,13 @@ class Controller:
             "samples": min(one.samples for one in saved),
             "updates": min(one.version for one in saved),
             "shards": shards,
-            "position": (fitting or [self._positions[0][1]])[-1].as_dict(),
+            "position": fitting[-1].as_dict(),
         }
 
     def halt_shards(self, now: float) -> None:
         """All workers have ended: shards may save themselves and end."""
         self.is_halting_shards = True
-        self._positions.append((now, self.queue.position))
+        self._remember(now)
 
     def workers(self) -> dict[str, dict[str, object]]:
         """What each worker that has ever reported is doing, as JSON."""
@@ -315,6 +314,13 @@ class Controller:
         ]
 
     # Inside
+
+    def _remember(self, now: float) -> None:
+        """The first position stays, and the others are the further apart the older they are: a
+        shard that has not saved for hours still finds one that is not after its snapshot."""
+        self._positions.append((now, self.queue.position))
+        if len(self._positions) > POSITIONS_MAX:
+            del self._positions[1:-1:2]
 
     def _where(self, note: Where, now: float) -> AnyAnswer:
         self.members[note.name] = Member(note.name, note.inc, note.pid, note.host)
@@ -353,11 +359,13 @@ class Controller:
         return self._has_started
 
     def _next(self, note: Next, now: float) -> AnyAnswer:
-        self.is_initialised = True
-        self._ready.add(note.name)
-        if not self._may_start(now):
-            return Wait()
-        self._begin(now)
+        # A script may look at its data before it makes its model: then it has no parameters yet.
+        if not (note.num_samples and note.name not in self._alive):
+            self.is_initialised = True
+            self._ready.add(note.name)
+            if not self._may_start(now):
+                return Wait()
+            self._begin(now)
         number, work = self._given.get(note.name, (0, None))
         if work is not None and note.taken < number:
             return work  # the answer was lost
@@ -368,7 +376,7 @@ class Controller:
             except ValueError as error:
                 return Denied(text=f"{note.name}: {error}")
         if note.is_first:
-            self.queue.give_back(note.name)
+            self.queue.give_back(note.name, note.kept)
         lease = self.queue.take(note.name, note.upto)
         if lease is not None:
             work = Work(epoch=lease.epoch, start=lease.start, stop=lease.stop)
@@ -390,11 +398,17 @@ class Controller:
             else:
                 self.storage_errors.pop(note.name, None)
             if note.saved:
-                self.saved[note.name] = Saved(
-                    note.saved, note.inc, note.version, note.samples, now - note.age_s
-                )
+                self._take_saved(note, now - note.age_s)
             return Halt() if self.is_halting_shards else Noted()
         return Halt() if self.queue.is_stopped else Noted()
+
+    def _take_saved(self, note: Beat, taken_at: float) -> None:
+        before = self.saved.get(note.name)
+        if before is not None and (before.name, before.epoch) == (note.saved, note.inc):
+            late_s = taken_at - before.taken_at
+            if late_s < POSITION_EVERY_S:  # this note was longer on its way, or shorter
+                taken_at = min(taken_at, before.taken_at)
+        self.saved[note.name] = Saved(note.saved, note.inc, note.version, note.samples, taken_at)
 
     def _bad(self, note: Bad) -> None:
         self.bad_samples.update(zip(note.samples, note.reasons, strict=False))
@@ -412,9 +426,11 @@ class Controller:
         self._ready.add(note.name)
         if note.samples:
             self._begin(now)
-        answered = note.answered - self._answered.get(note.name, 0)
-        skipped = note.skipped - self._skipped.get(note.name, 0)
-        self._answered[note.name], self._skipped[note.name] = note.answered, note.skipped
+        # An older note may come last, over a link that was given up: it tells nothing new.
+        answered = max(0, note.answered - self._answered.get(note.name, 0))
+        skipped = max(0, note.skipped - self._skipped.get(note.name, 0))
+        self._answered[note.name] = self._answered.get(note.name, 0) + answered
+        self._skipped[note.name] = self._skipped.get(note.name, 0) + skipped
         self.worker_samples[note.name] += answered
         self.skipped_samples += skipped
         self.queue.advance(note.name, answered + skipped)

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from distbelief.problem import Problem
 
 PYTHON_MIN = (3, 11)
-OLDEST = {"torch": (2, 6), "pyzmq": (26,), "msgpack": (1, 0), "click": (8, 1), "ray": (2, 40)}
+OLDEST = {"torch": (2, 6), "pyzmq": (26,), "msgpack": (1, 0, 8), "click": (8, 1), "ray": (2, 40)}
 """As in pyproject.toml; tests/app/test_environment.py compares the two."""
 
 

@@ -34,7 +34,7 @@ class Journal:
         self._num_shards = num_shards
         self._attempt = attempt
         self._num_processes = 0
-        self._saved: dict[str, object] = {}
+        self._saved: dict[str, tuple[int, str]] = {}
         self._looked_at = float("-inf")
         self._is_failing = False
 
@@ -58,8 +58,9 @@ class Journal:
         if now - self._looked_at >= STATUS_EVERY_S:
             self._looked_at = now
             self._write("status.json", self._status(now))
-        if controller.saved != self._saved:
-            self._saved = dict(controller.saved)
+        saved = {name: (one.epoch, one.name) for name, one in controller.saved.items()}
+        if saved != self._saved:
+            self._saved = saved
             self.write_checkpoint()
 
     def write_checkpoint(self) -> None:

@@ -72,7 +72,10 @@ class Solo:
     def take(self, num_samples: int, batch_size: int, iteration: int) -> Lease | None:
         raise AssertionError("nobody to share with")
 
-    def count(self, num_samples: int) -> None:
+    def forget_count(self) -> None:
+        self._count = 0
+
+    def count(self, num_samples: int, iteration: int) -> None:
         self._count += num_samples
 
     def uncount(self, num_samples: int) -> None:

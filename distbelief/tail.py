@@ -20,12 +20,18 @@ class Tail:
         try:
             with self._path.open("rb") as file:
                 file.seek(self._position)
-                data = file.read(READ_MAX)
+                data = file.read(-1 if last else READ_MAX)
         except OSError:  # not there yet, or no more
             return []
         self._position += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if last and self._rest:
-            lines.append(self._rest)
-            self._rest = b""
-        return [line.decode(errors="replace").rstrip("\r") for line in lines]
+        *lines, rest = (self._rest + data).split(b"\n")
+        if rest and (last or len(rest) > READ_MAX):
+            lines.append(rest)
+            rest = b""
+        self._rest = _visible(rest)
+        return [_visible(line).decode(errors="replace").rstrip("\r") for line in lines]
+
+
+def _visible(line: bytes) -> bytes:
+    """What a terminal still shows of a line that a progress bar has written over and over."""
+    return line[line.rfind(b"\r", 0, max(0, len(line) - 1)) + 1 :]

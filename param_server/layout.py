@@ -7,7 +7,7 @@ vector and takes no notice of tensors: it may begin and end in the middle of one
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -216,7 +216,7 @@ class Layout:
     def first_tensor_difference(self, other: "Layout") -> str | None:
         """As `first_difference`, of names, shapes, types and places alone."""
         for mine, theirs in zip(self.entries, other.entries, strict=False):
-            if mine != theirs:
+            if mine != replace(theirs, group=mine.group):
                 return f"{_describe(mine, self)} here, {_describe(theirs, other)} there"
         if len(self.entries) != len(other.entries):
             longer, where = (
@@ -231,9 +231,14 @@ class Layout:
     def first_difference(self, other: "Layout") -> str | None:
         """Say in words where `other` first differs from this layout; None if it does not."""
         tensors = self.first_tensor_difference(other)
-        if tensors is None and self.groups != other.groups:
+        if tensors is not None:
+            return tensors
+        for mine, theirs in zip(self.entries, other.entries, strict=True):
+            if mine.group != theirs.group:
+                return f"{_describe(mine, self)} here, {_describe(theirs, other)} there"
+        if self.groups != other.groups:
             return f"groups {self.groups} here, {other.groups} there"
-        return tensors
+        return None
 
     def as_dict(self) -> dict[str, Any]:  # Any: JSON
         """JSON form; `from_dict` reads it back."""

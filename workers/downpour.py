@@ -112,6 +112,7 @@ class Downpour(torch.optim.Optimizer):
     _arena: Arena
     _session: Session | None
     _module: nn.Module | None
+    _frozen: list[tuple[str, Parameter]]
     _first_checksum: int | None
 
     def __init__(
@@ -219,7 +220,7 @@ class Downpour(torch.optim.Optimizer):
         self._settings = [_settings(group) for group in self.param_groups]
         self._session = None
         self._module = None
-        self._frozen: list[tuple[str, Parameter]] = []
+        self._frozen = []
         self._first_checksum = None
         self._comm = comm
         self._contract = contract

@@ -135,13 +135,26 @@ class LeaseQueue:
         if not held:
             self._held.pop(worker, None)
 
-    def give_back(self, worker: str) -> int:
-        """A worker is gone: what is left of its leases goes out again. Returns its samples."""
-        if self._first == worker:
+    def give_back(self, worker: str, kept: int = 0) -> int:
+        """A worker is gone: what is left of its leases goes out again. Returns its samples.
+
+        kept: a worker that is there keeps so many, its first ones.
+        """
+        if self._first == worker and not kept:
             self._first = None
-        held = self._held.pop(worker, deque())
-        self._returned.extend(held)
-        return sum(lease.num_samples for lease in held)
+        held, back = self._held.pop(worker, deque()), list[Lease]()
+        keeps = deque[Lease]()
+        for lease in held:
+            cut = lease.start + min(kept, lease.num_samples)
+            kept -= cut - lease.start
+            if lease.start < cut:
+                keeps.append(replace(lease, stop=cut))
+            if cut < lease.stop:
+                back.append(replace(lease, start=cut))
+        if keeps:
+            self._held[worker] = keeps
+        self._returned.extend(back)
+        return sum(lease.num_samples for lease in back)
 
     def stop(self) -> None:
         """Hand out nothing more."""

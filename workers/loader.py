@@ -65,13 +65,15 @@ class DataLoader(torch.utils.data.DataLoader[Any]):  # Any: whatever the dataset
         return self._counted(batches) if self._counts else batches
 
     def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:  # Any: batches of anything
-        here, size, done = session.current(), self.batch_size or 1, 0
-        here.take_count()  # what an earlier iteration has handed out and nobody has trained on
+        here, size, done, iteration = session.current(), self.batch_size or 1, 0, 0
+        here.forget_count()
         for batch in batches:
             given = self._leases.num_given if self._leases is not None else len(self.dataset)  # type: ignore[arg-type]  # torch shuffles only what has a length
+            if self._leases is not None:
+                iteration = iteration or self._leases.iteration
             count = min(size, given - done)
             done += count
-            here.count(count)
+            here.count(count, iteration)
             yield batch
         if self._leases is not None:
             here.uncount(self._leases.num_given - done)  # what drop_last has dropped
@@ -81,6 +83,7 @@ class _Leases(Sampler[int]):
     """Indices of the leases that this worker is given, one epoch an iteration."""
 
     def __init__(self, here: Session, num_samples: int, batch_size: int) -> None:
+        self.iteration = 0
         self.num_given = 0
         """In this iteration."""
         self._session = here
@@ -91,7 +94,7 @@ class _Leases(Sampler[int]):
         return self._num_samples
 
     def __iter__(self) -> Iterator[int]:
-        iteration = self._session.iterate()
+        iteration = self.iteration = self._session.iterate()
         self.num_given = 0
         orders: dict[int, list[int]] = {}
         while True:

@@ -106,8 +106,15 @@ class Session(Protocol):
         """
         ...
 
-    def count(self, num_samples: int) -> None:
-        """A batch of so many samples was handed to the script."""
+    def forget_count(self) -> None:
+        """What was handed out and is not counted yet was only looked at."""
+        ...
+
+    def count(self, num_samples: int, iteration: int) -> None:
+        """A batch of so many samples was handed to the script.
+
+        Raises: ValueError where a later iteration has begun.
+        """
         ...
 
     def uncount(self, num_samples: int) -> None:
@@ -228,17 +235,11 @@ class Joined:
         return self._iteration
 
     def take(self, num_samples: int, batch_size: int, iteration: int) -> Lease | None:
-        if iteration != self._iteration:
-            raise ValueError(
-                "two iterations over shuffled data at a time: a new one has begun, and the samples "
-                "of this one have gone to other workers. Leave out shuffle=True for the data that "
-                "this worker is not to share"
-            )
+        self._check_newest(iteration)
         self.asked_for_leases = True
         while True:
             if self._is_first:
                 self._settle()
-                self._count = 0
             answer = self._control.ask(
                 Next(
                     **self._who,
@@ -267,7 +268,11 @@ class Joined:
             assert isinstance(answer, Wait)
             self._sleep(0.1)
 
-    def count(self, num_samples: int) -> None:
+    def forget_count(self) -> None:
+        self._count = 0
+
+    def count(self, num_samples: int, iteration: int) -> None:
+        self._check_newest(iteration)
         self._count += num_samples
         self.num_counted += num_samples
 
@@ -302,6 +307,14 @@ class Joined:
             if downpour.has_unanswered:
                 downpour.flush()
             self._tell(0)
+
+    def _check_newest(self, iteration: int) -> None:
+        if iteration != self._iteration:
+            raise ValueError(
+                "two iterations over shuffled data at a time: a new one has begun, and the samples "
+                "of this one have gone to other workers. Leave out shuffle=True for the data that "
+                "this worker is not to share"
+            )
 
     def _stop(self) -> None:
         self.is_stopped = True

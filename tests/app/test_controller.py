@@ -1,16 +1,20 @@
 """The controller: notes in, answers out; it knows who takes part and who trains on what."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
-from distbelief.controller import Controller
+from distbelief.controller import GATHER_S, POSITIONS_MAX, Controller
 from distbelief.workers.control import (
+    Bad,
     Beat,
+    Denied,
     Ended,
     Halt,
     Next,
     Noted,
+    Over,
     Serving,
     Shards,
     Stepped,
@@ -18,7 +22,7 @@ from distbelief.workers.control import (
     Where,
     Work,
 )
-from distbelief.workers.lease import LeaseQueue
+from distbelief.workers.lease import LeaseQueue, Position
 
 
 class Play:
@@ -303,3 +307,331 @@ def test_processes_are_listed_with_pid_and_host():
         {"name": "shard0", "inc": 1, "pid": 10, "host": "h"},
         {"name": "w0", "inc": 1, "pid": 20, "host": "h"},
     ]
+
+
+# Start
+
+
+def test_nobody_begins_before_all_have_reported():
+    play = Play(num_workers=2)
+    assert play.where("w0") == Wait()
+    assert play.where("w1").initialise  # whoever asks first when all are there
+    assert play.where("w0") == Wait()
+
+
+def test_a_worker_that_never_comes_is_waited_for_a_minute():
+    play = Play(num_workers=3)
+    play.where("w0")
+    play.now = GATHER_S - 1
+    assert play.where("w1") == Wait()
+    play.now = GATHER_S
+    assert play.where("w0").initialise
+
+
+def test_one_that_has_ended_counts_as_reported():
+    play = Play(num_workers=2)
+    play.where("w1")
+    play.end("w1")
+    assert play.where("w0").initialise
+
+
+def test_no_work_is_handed_out_before_all_have_their_parameters():
+    play = Play(num_workers=2)
+    play.where("w0")
+    play.where("w1")
+    assert play.next("w1") == Wait()
+    assert play.controller.began_at is None
+    assert not play.where("w0").initialise
+    play.step("w0")  # tells that it has its parameters
+    assert play.next("w1") == Work(epoch=0, start=0, stop=20)
+
+
+def test_a_late_one_is_not_waited_for_once_they_have_started():
+    play = Play()
+    play.where("w0")
+    play.next("w0")
+    play.where("w1")
+    assert isinstance(play.next("w0"), Work)
+
+
+def test_one_whose_parameters_do_not_come_is_waited_for_a_minute():
+    play = Play(num_workers=2)
+    play.where("w0")
+    play.where("w1")
+    assert play.next("w1") == Wait()
+    play.now = GATHER_S
+    assert isinstance(play.next("w1"), Work)
+
+
+# Data
+
+
+def test_a_worker_that_sees_other_data_ends_the_run():
+    play = Play(digest="abc")
+    answer = play.say(Where, pid=20, host="h", num_samples=99, digest="abd")
+    assert answer == Halt()
+    assert play.controller.first_error == (
+        "w0",
+        "DB-DATA-002",
+        "w0 on h sees other data than the launcher: 99 samples, the launcher 100",
+    )
+    play.say(Where, "w1", pid=20, host="i", num_samples=100, digest="xyz")
+    error = play.controller.first_error
+    assert error is not None
+    assert error[0] == "w0"
+
+
+def test_data_of_the_same_length_may_be_other_data():
+    play = Play(digest="abc")
+    play.say(Where, pid=20, host="h", num_samples=100, digest="abd")
+    error = play.controller.first_error
+    assert error is not None
+    assert error[2].endswith("the launcher 100, of other names or sizes")
+
+
+def test_samples_that_cannot_be_read_end_the_run_above_the_limit():
+    play = Play(bad_max=2)
+    assert play.say(Bad, samples=("a", "b"), reasons=("cut", "empty")) is None
+    play.say(Bad, "w1", samples=("a",), reasons=("cut",))  # the same, seen by another
+    assert play.controller.first_error is None
+    play.say(Bad, "w1", samples=("c",), reasons=("cut",))
+    assert play.controller.first_error == (
+        "w1",
+        "DB-DATA-003",
+        "3 of 100 samples cannot be read, more than the 2 that data.max_bad allows; the first is "
+        "a: cut",
+    )
+
+
+# Scripts
+
+
+class ScriptPlay(Play):
+    """A controller that learns the data's length from workers."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.queue = LeaseQueue(0, 0)
+        self.controller.queue = self.queue
+
+    def ask(self, upto, name="w0", *, num_samples=40, is_first=False, kept=0):
+        answer = self.say(
+            Next,
+            name,
+            taken=self.taken[name, 1],
+            upto=upto,
+            num_samples=num_samples,
+            batch_size=5,
+            is_first=is_first,
+            kept=kept,
+        )
+        self.taken[name, 1] += isinstance(answer, Work)
+        return answer
+
+
+def test_an_epoch_of_a_script_is_over_when_it_has_been_handed_out():
+    play = ScriptPlay()
+    play.where("w0")
+    assert play.ask(0, is_first=True) == Work(epoch=0, start=0, stop=20)
+    assert play.ask(0) == Work(epoch=0, start=20, stop=40)
+    assert play.ask(0) == Over()
+    assert play.ask(1, "w1") == Work(epoch=1, start=0, stop=20)
+
+
+def test_a_new_iteration_gives_back_what_was_left_but_for_what_is_kept():
+    play = ScriptPlay()
+    play.where("w0")
+    play.ask(0, is_first=True)
+    play.ask(0)
+    play.step(answered=10)
+    assert play.ask(1, is_first=True, kept=5) == Work(epoch=0, start=15, stop=20)
+    play.step(answered=15)
+    assert play.queue.done_samples == 15
+    play.step(answered=20)
+    assert play.controller.lose("w0") == 0
+
+
+def test_other_lengths_are_denied_and_the_run_goes_on():
+    play = ScriptPlay()
+    play.where("w0")
+    play.ask(0)
+    assert play.ask(0, "w1", num_samples=41) == Denied(
+        text="w1: the data has 41 samples here, 40 there"
+    )
+    assert play.controller.first_error is None
+    assert isinstance(play.ask(0), Work)
+
+
+def test_a_script_that_only_looks_at_data_has_brought_no_parameters():
+    play = ScriptPlay(num_workers=2)
+    assert isinstance(play.ask(0, is_first=True), Work)
+    assert (play.controller.is_initialised, play.controller.began_at) == (False, None)
+    play.where("w0")
+    assert play.where("w1").initialise
+    assert play.ask(0, "w0", is_first=True) == Wait()  # the other has no parameters yet
+
+
+def test_a_stopped_queue_halts_a_script_between_two_steps():
+    play = ScriptPlay()
+    play.where("w0")
+    play.ask(0)
+    assert play.say(Beat) == Noted()
+    play.queue.stop()
+    assert play.say(Beat) == Halt()
+    assert play.ask(0) == Halt()
+
+
+def test_skipped_samples_are_done_but_not_trained_on():
+    play = ScriptPlay()
+    play.where("w0")
+    play.ask(0)
+    play.step(answered=10, skipped=5)
+    assert play.queue.done_samples == 15
+    assert play.controller.worker_samples == {"w0": 10}
+    assert play.controller.skipped_samples == 5
+
+
+def test_a_note_that_was_overtaken_changes_nothing():
+    """An older one over a link that was given up may be read after a newer one."""
+    play = Play()
+    play.where()
+    for _ in range(3):
+        play.next()
+    for answered in (20, 12, 20, 30):
+        play.step(answered=answered, skipped=answered // 10)
+    assert play.controller.worker_samples == {"w0": 30}
+    assert play.queue.done_samples == 33
+    assert play.controller.skipped_samples == 3
+
+
+def test_a_loss_that_is_not_known_is_not_in_the_mean():
+    play = Play()
+    play.step(samples=10, loss=3.0)
+    play.step(samples=10, loss=0.0, knows_loss=False)
+    assert play.controller.mean_loss == 3.0
+
+
+# Checkpoints
+
+
+class Saving(Play):
+    """Shards that save, and a worker that trains 10 samples each second from 0 on."""
+
+    def __init__(self, num_shards=1, **options):
+        super().__init__(num_shards, num_epochs=None, **options)
+        self.where()
+
+    def train(self, seconds: int):
+        for _ in range(seconds):
+            self.now += 1
+            done = self.queue.done_samples + 10
+            while self.queue.unfinished_samples < 10:
+                self.next()
+            self.step(answered=done, samples=10)
+            self.controller.tick(self.now)
+
+    def saved(self, shard=0, age_s=0.0, name="e1-v5", **fields):
+        fields = {"version": 5, "samples": 50, **fields}
+        return self.say(Beat, f"shard{shard}", saved=name, age_s=age_s, **fields)
+
+    @property
+    def position(self):
+        checkpoint: Any = self.controller.checkpoint()
+        return None if checkpoint is None else checkpoint["position"]["done_samples"]
+
+
+def test_there_is_no_checkpoint_before_all_shards_have_saved():
+    play = Saving(num_shards=2)
+    play.train(5)
+    play.saved(0)
+    assert play.controller.checkpoint() is None
+    play.saved(1, version=4, samples=41)
+    checkpoint: Any = play.controller.checkpoint()
+    assert (checkpoint["samples"], checkpoint["updates"]) == (41, 4)
+    assert checkpoint["shards"]["shard1"] == {
+        "name": "e1-v5",
+        "epoch": 1,
+        "version": 4,
+        "samples": 41,
+    }
+    assert Position.from_dict(checkpoint["position"]).num_samples == 100
+
+
+@pytest.mark.parametrize(("ages", "done"), [((0, 0), 100), ((4, 0), 60), ((0, 7.5), 20)])
+def test_the_position_is_not_after_the_oldest_snapshot(ages, done):
+    play = Saving(num_shards=2)
+    play.train(10)
+    for shard, age_s in enumerate(ages):
+        play.saved(shard, age_s)
+    assert play.position == done
+
+
+def test_a_snapshot_from_before_the_start_has_the_first_position():
+    play = Saving()
+    play.train(3)
+    play.saved(0, age_s=1000.0)
+    assert play.position == 0
+
+
+def test_a_beat_that_was_long_on_its_way_does_not_move_the_position_forward():
+    play = Saving()
+    play.train(10)
+    play.saved(age_s=4.5)  # taken at 5.5
+    assert play.position == 50
+    play.now += 0.9
+    play.saved(age_s=4.5)  # the same snapshot, taken at 6.4 as this note would have it
+    assert play.position == 50
+
+
+def test_the_same_snapshot_saved_again_is_of_a_later_moment():
+    """As the last one, after a run in which nothing was pushed since the one before."""
+    play = Saving()
+    play.train(10)
+    play.saved(age_s=5.0)
+    assert play.position == 50
+    play.controller.halt_shards(play.now)
+    play.saved(age_s=0.0)
+    assert play.position == 100
+
+
+def test_after_the_last_worker_has_ended_the_position_is_exact():
+    play = Saving()
+    play.train(3)
+    play.now += 0.5
+    play.step(answered=40)  # there was no tick since
+    play.controller.halt_shards(play.now)
+    play.now += 0.1
+    play.saved()
+    assert play.position == 40
+
+
+@pytest.mark.parametrize("age_s", [0, 100, 3000, 3990, 5000])
+def test_a_shard_that_has_not_saved_for_hours_finds_a_position_before_its_snapshot(age_s):
+    play = Saving()
+    play.train(4000)
+    assert len(play.controller._positions) <= POSITIONS_MAX
+    play.saved(age_s=float(age_s))
+    trained = max(0, 10 * (4000 - age_s))
+    assert play.position <= trained
+    assert play.position >= trained - 10 * max(1, age_s)
+
+
+def test_workers_are_told_apart_by_what_became_of_them():
+    play = Play()
+    for name in ("w10", "w2", "w0"):
+        play.where(name)
+    play.next("w2")
+    play.step("w2", answered=7)
+    play.controller.lose("w0")
+    play.end("w10")
+    assert list(play.controller.workers().items()) == [
+        ("w0", {"state": "lost", "samples": 0}),
+        ("w2", {"state": "training", "samples": 7}),
+        ("w10", {"state": "ended", "samples": 0}),
+    ]
+
+
+def test_why_and_what_to_do_are_kept_of_what_ended():
+    play = Play()
+    play.say(Ended, code="DB-SCRIPT-001", text="it raised", why="line 3", fix="mend it")
+    assert play.controller.explained == {"w0": ("line 3", "mend it")}

@@ -1,12 +1,13 @@
 """Leases: together the workers visit every sample once an epoch, whatever happens to them."""
 
+import json
 from collections import Counter
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from distbelief.workers.lease import Lease, LeaseQueue, batches, epoch_order
+from distbelief.workers.lease import Lease, LeaseQueue, Position, batches, epoch_order
 
 WORKERS = ("w0", "w1", "w2")
 
@@ -39,6 +40,16 @@ class Diary:
         self.visits.update(self._todo[worker][:unheard])
         self._todo[worker].clear()
         return self.queue.give_back(worker)
+
+    def iterate(self, worker: str, kept: int) -> int:
+        """Begin a new iteration; the first of what is open is trained on already."""
+        del self._todo[worker][kept:]
+        return self.queue.give_back(worker, kept)
+
+    def restart(self, queue: LeaseQueue) -> None:
+        """All workers are gone, and others go on."""
+        self.queue = queue
+        self._todo = {w: [] for w in WORKERS}
 
     def finish(self, workers=WORKERS) -> None:
         while not self.queue.is_finished:
@@ -211,3 +222,159 @@ def test_a_last_batch_of_one_sample_joins_the_one_before(stop, ranges):
 
 def test_batches_of_one_are_what_was_asked_for():
     assert list(batches(3, 6, 1)) == [(3, 4), (4, 5), (5, 6)]
+
+
+# Scripts: epochs that a worker goes through, and data whose length only a worker knows
+
+
+def test_a_lease_is_of_no_later_epoch_than_was_named():
+    queue = LeaseQueue(6, 4)
+    assert [queue.take("w0", 0) for _ in range(3)] == [Lease(0, 0, 4), Lease(0, 4, 6), None]
+    assert queue.take("w1", 1) == Lease(1, 0, 4)
+    assert queue.take("w0", 0) is None
+
+
+def test_an_epoch_is_over_when_all_of_it_has_been_handed_out_and_nothing_came_back():
+    queue = LeaseQueue(6, 4)
+    queue.take("w0", 0)
+    assert not queue.is_over(0)
+    queue.take("w1", 0)
+    assert queue.is_over(0)
+    assert not queue.is_over(1)
+    queue.give_back("w1")
+    assert not queue.is_over(0)
+    assert queue.take("w0", 0) == Lease(0, 4, 6)
+    assert queue.is_over(0)
+
+
+def test_what_came_back_goes_out_in_a_later_epoch_too():
+    queue = LeaseQueue(4, 4)
+    queue.take("w0", 0)
+    queue.give_back("w0")
+    assert queue.take("w1", 1) == Lease(0, 0, 4)
+    assert queue.take("w1", 1) == Lease(1, 0, 4)
+
+
+def test_a_worker_may_keep_the_first_of_what_it_holds():
+    queue = LeaseQueue(12, 4, 1)
+    for _ in range(3):
+        queue.take("w0")
+    assert queue.give_back("w0", kept=6) == 6
+    assert [queue.take("w1") for _ in range(3)] == [Lease(0, 6, 8), Lease(0, 8, 12), None]
+    queue.advance("w0", 6)
+    queue.advance("w1", 6)
+    assert queue.is_finished
+    assert queue.done_samples == 12
+
+
+@pytest.mark.parametrize(("kept", "back"), [(0, 8), (3, 5), (4, 4), (8, 0), (99, 0)])
+def test_the_rest_goes_back_however_much_is_kept(kept, back):
+    queue = LeaseQueue(8, 4)
+    queue.take("w0")
+    queue.take("w0")
+    assert queue.give_back("w0", kept) == back
+    assert queue.unfinished_samples == 8
+
+
+def test_the_first_worker_says_how_long_the_data_is():
+    queue = LeaseQueue(0, 0)
+    assert queue.take("w0") is None
+    assert not queue.is_finished
+    queue.size(5, 3)
+    queue.size(5, 100)  # the first one's leases stay
+    assert [queue.take("w0", 0) for _ in range(3)] == [Lease(0, 0, 3), Lease(0, 3, 5), None]
+
+
+def test_data_of_another_length_is_refused():
+    queue = LeaseQueue(0, 0)
+    queue.size(5, 3)
+    with pytest.raises(ValueError, match="the data has 6 samples here, 5 there"):
+        queue.size(6, 3)
+    with pytest.raises(ValueError, match="the data is empty"):
+        queue.size(0, 3)
+
+
+def test_a_position_goes_on_with_what_was_not_finished():
+    queue = LeaseQueue(10, 4, 2)
+    for worker in ("w0", "w1", "w0"):
+        queue.take(worker)
+    queue.take("w2")  # of epoch 1
+    queue.advance("w0", 5)
+    position = queue.position
+    assert position.done_samples == 5
+    again = LeaseQueue(
+        10, 4, 2, position=Position.from_dict(json.loads(json.dumps(position.as_dict())))
+    )
+    leases = iter(lambda: again.take("w0"), None)
+    visited = Counter((le.epoch, i) for le in leases for i in range(le.start, le.stop))
+    done = {(0, 0), (0, 1), (0, 2), (0, 3), (0, 8)}
+    assert visited == Counter({(e, i) for e in range(2) for i in range(10)} - done)
+    again.advance("w0", 1000)
+    assert again.done_samples == 20
+
+
+def test_a_position_of_other_data_is_refused():
+    queue = LeaseQueue(10, 4)
+    with pytest.raises(ValueError, match="the data has 11 samples and had 10 when the run was"):
+        LeaseQueue(11, 4, position=queue.position)
+    unknown = LeaseQueue(0, 0, position=queue.position)
+    with pytest.raises(ValueError, match="the data has 11 samples here, 10 there"):
+        unknown.size(11, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epoch": -1},
+        {"start": 0.5},
+        {"done_samples": True},
+        {"returned": [[0, 0, -4]]},
+        {"returned": [["0", 0, 4]]},
+        {"returned": [[0, 4]]},
+        {"returned": [5]},
+        {"colour": 3},
+    ],
+)
+def test_a_position_that_is_none_is_refused(wrong):
+    with pytest.raises((ValueError, TypeError)):
+        Position.from_dict({**LeaseQueue(10, 4).position.as_dict(), **wrong})
+
+
+MOVE = st.tuples(
+    st.sampled_from(("take", "advance", "lose", "iterate", "restart", "stop")),
+    st.sampled_from(WORKERS),
+    st.integers(0, 9),
+)
+
+
+@given(
+    num_samples=st.integers(1, 30),
+    lease=st.integers(1, 10),
+    moves=st.lists(MOVE, max_size=80),
+)
+def test_each_sample_is_visited_once_an_epoch_whatever_happens_in_between(
+    num_samples, lease, moves
+):
+    """iterate: a worker begins an iteration anew and keeps some of what it has. restart: the run
+    is stopped or killed, and goes on from its position with leases of another length."""
+    epochs = 3
+    diary = Diary(LeaseQueue(num_samples, lease, epochs))
+    for what, worker, number in moves:
+        if what == "take":
+            diary.take(worker)
+        elif what == "advance":
+            diary.advance(worker, number)
+        elif what == "lose":
+            diary.lose(worker, 0)
+        elif what == "iterate":
+            diary.iterate(worker, number)
+        elif what == "stop":
+            diary.queue.stop()
+            assert diary.take(worker) is None
+        if what in ("restart", "stop"):
+            position = Position.from_dict(diary.queue.position.as_dict())
+            diary.restart(LeaseQueue(num_samples, number + 1, epochs, position=position))
+    diary.finish()
+    assert diary.visits == {(e, i): 1 for e in range(epochs) for i in range(num_samples)}
+    assert diary.queue.done_samples == epochs * num_samples
+    assert diary.queue.unfinished_samples == 0
