@@ -174,7 +174,8 @@ def _compare(folder: RunFolder, job: Job, plan: _Plan) -> None:
                 why="here is what was saved, there is what the model's code makes now",
                 fix="undo the change to the model's code or arguments, or start a new run",
             )
-        if type(saved.rule) is not type(plan.contract.rule):
+        mine, theirs = saved.rule, plan.contract.rule
+        if type(mine) is not type(theirs) or mine.slots != theirs.slots:
             raise Problem(
                 "DB-USE-001",
                 f"run {folder.run} was trained with {saved.rule}, the job has "

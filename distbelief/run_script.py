@@ -16,8 +16,9 @@ from distbelief.problem import Problem
 from distbelief.spec import Spec
 from distbelief.workers import session
 from distbelief.workers.control import Control
+from distbelief.workers.joined import Joined
 from distbelief.workers.own import user_frames
-from distbelief.workers.session import Joined, Stopped, WorkerInfo
+from distbelief.workers.session import Stopped, WorkerInfo
 
 logger = logging.getLogger(__name__)
 

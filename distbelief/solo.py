@@ -6,7 +6,6 @@ computes the same alone as with one worker.
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from distbelief.param_server.client import Client, Identity
 from distbelief.param_server.contract import Contract
@@ -16,10 +15,7 @@ from distbelief.param_server.transport import Frame, MemoryClient
 from distbelief.param_server.wire import encode
 from distbelief.workers.comm import Calls, Inline
 from distbelief.workers.lease import Lease
-from distbelief.workers.session import WorkerInfo
-
-if TYPE_CHECKING:
-    from distbelief.workers.downpour import Downpour
+from distbelief.workers.session import Replica, WorkerInfo
 
 RUN, TOKEN = "solo", "solo"
 
@@ -60,10 +56,10 @@ class Solo:
         client.connect()
         return Inline(client), True
 
-    def begin(self, downpour: "Downpour") -> None:
+    def begin(self, downpour: Replica) -> None:
         pass
 
-    def stepped(self, downpour: "Downpour") -> None:
+    def stepped(self, downpour: Replica) -> None:
         pass
 
     def iterate(self) -> int:

@@ -120,6 +120,16 @@ class Stepped(Note):
     """Samples, as `answered`, whose gradient was thrown away: nothing of them was pushed."""
 
 
+class Outcome(TypedDict):
+    """What became of a push, as `Stepped` tells it."""
+
+    pushed: bool
+    staleness: int
+    version: int
+    refused: int
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bad(Note):
     op: ClassVar[str] = "bad"

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, TypedDict, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from distbelief.param_server.update import make_rule
 from distbelief.workers import session
 from distbelief.workers.arena import Arena
 from distbelief.workers.comm import Calls
+from distbelief.workers.control import Outcome
 from distbelief.workers.groups import Params, name_groups
 from distbelief.workers.overlap import Overlap
 from distbelief.workers.session import Session
@@ -48,16 +49,6 @@ from distbelief.workers.session import Session
 FETCH_POLICIES = ("fresh", "latest")
 MERGE_EVERY_STEPS = 20
 """Steps of a script between two merges of its module's buffers."""
-
-
-class Outcome(TypedDict):
-    """What became of a push, as `control.Stepped` tells it."""
-
-    pushed: bool
-    staleness: int
-    version: int
-    refused: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,7 +212,7 @@ def test_a_stop_ends_the_script_without_an_error(run, capfd, train):
 def test_what_has_accrued_when_a_stop_comes_is_pushed(run):
     text = TRAIN.replace("lr=0.01", "lr=0.01, n_push=4")
     run.script.now = 0.0
-    run(text + "import distbelief.workers.session as s\n"
+    run(text + "import distbelief.workers.joined as s\n"
         "for i, (x,) in enumerate(loader):\n"
         "    if i == 3:\n"
         "        s.current()._control.ask = lambda note: s.Halt()\n"

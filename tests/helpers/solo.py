@@ -18,8 +18,9 @@ from distbelief.param_server.transport import MemoryClient
 from distbelief.param_server.wire import encode
 from distbelief.workers import session
 from distbelief.workers.control import NOTES, AnyNote, Control
+from distbelief.workers.joined import Joined
 from distbelief.workers.lease import LeaseQueue, Position
-from distbelief.workers.session import Joined, WorkerInfo
+from distbelief.workers.session import WorkerInfo
 from tests.workers.jobs import RUN, TOKEN, Wire, serving
 
 

@@ -1,6 +1,7 @@
 """Real ZeroMQ on loopback: what a good client sees, also while others misbehave."""
 
 import contextlib
+import errno
 import random
 import socket
 import threading
@@ -371,3 +372,29 @@ def test_a_reply_to_a_peer_that_is_gone_is_not_sent():
         assert server.send(b"nobody", [b"x"]) is None
         assert server.recv(0.0) is None
     context.term()
+
+
+@pytest.fixture
+def context():
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield context
+    context.term()
+
+
+def test_a_port_that_somebody_listens_at_is_refused_and_nothing_stays_open(context):
+    holder: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    first = ZmqServer(holder)
+    port = int(first.endpoint.rpartition(":")[2])
+    with pytest.raises(OSError, match="Address already in use") as error:
+        ZmqServer(context, port=port)
+    assert error.value.errno == errno.EADDRINUSE
+    first.close()
+    holder.term()
+    again = ZmqServer(context, port=port)
+    assert again.endpoint == f"tcp://127.0.0.1:{port}"
+    again.close()
+
+
+def test_an_address_of_another_machine_is_refused(context):
+    with pytest.raises(OSError, match="Cannot assign requested address"):
+        ZmqServer(context, "203.0.113.7")  # of no machine: kept for documents

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,6 +168,41 @@ def test_the_first_differing_tensor_is_named(other, words):
     difference = LAYOUT.first_difference(other)
     assert difference is not None
     assert LAYOUT.digest != other.digest
+    assert re.search(words, difference), difference
+
+
+SAME_TENSORS = make_layout(
+    ("w", (10, 13), 1), ("b", (7,), 0), ("v", (50,), 0), groups=[Group(lr=0.3), Group(lr=0.4)]
+)
+
+
+def test_groups_are_no_difference_of_tensors():
+    """A run may go on with rates and decays of its own for some of them."""
+    assert LAYOUT.first_tensor_difference(SAME_TENSORS) is None
+    assert LAYOUT.first_difference(SAME_TENSORS) == (
+        "w [10, 13] float32 at 0 (lr 0.1, weight_decay 0.0) here, "
+        "w [10, 13] float32 at 0 (lr 0.4, weight_decay 0.0) there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (make_layout(("w", (10, 13), 0), ("b", (8,), 0), ("v", (50,), 0)), r"b \[7\] .*b \[8\]"),
+        (make_layout(("w", (10, 13), 0), ("b", (7,), 0)), r"v \[50\] .*only here"),
+        (replace(LAYOUT, part_max=64), "part_max 1048576 here, 64 there"),
+        (
+            replace(
+                LAYOUT, entries=(replace(LAYOUT.entries[0], dtype="float16"), *LAYOUT.entries[1:])
+            ),
+            "w .*float32 at 0.*float16",
+        ),
+    ],
+    ids=["shape", "fewer", "part_max", "type"],
+)
+def test_other_tensors_are(other, words):
+    difference = LAYOUT.first_tensor_difference(other)
+    assert difference is not None
     assert re.search(words, difference), difference
 
 

@@ -1,6 +1,7 @@
 """The loop around a shard, over a transport made of lists."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from distbelief.param_server.protocol import (
     Welcome,
     encode,
 )
-from distbelief.param_server.server import ShardServer, SnapshotConfig, respond
+from distbelief.param_server.server import Saved, ShardServer, SnapshotConfig, respond
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.snapshot import SnapshotStore
 from distbelief.param_server.transport import MemoryClient
@@ -228,6 +229,47 @@ def test_the_last_snapshot_is_taken_when_the_server_stops(tmp_path):
     assert found[0].version == 1
 
 
+def test_it_tells_what_was_saved_and_when_it_was_so(tmp_path):
+    server, peer, _, clock = serving(SnapshotStore(tmp_path), every_s=10.0)
+    told = [server.saved]
+    peer.push_all(numbers(), 1)
+    clock.now = 11.0
+    server.serve_once(0.0)
+    clock.now = 15.0  # it took so long to write
+    peer.push_all(numbers(), 2)
+    settle(server)
+    told.append(server.saved)
+    clock.now = 30.0
+    server.serve(lambda: True)
+    told.append(server.saved)
+    assert told == [
+        None,
+        Saved("e000001-v000000000001", version=1, samples=1, taken_at=11.0),
+        Saved("e000001-v000000000002", version=2, samples=2, taken_at=30.0),
+    ]
+
+
+def test_the_samples_of_a_snapshot_are_those_of_the_part_furthest_behind(tmp_path):
+    server, peer, _, _ = serving(SnapshotStore(tmp_path))
+    peer.push({0: torch.ones(64)}, 1)
+    server.serve(lambda: True)
+    assert server.saved is not None
+    assert (server.saved.version, server.saved.samples) == (0, 0)
+
+
+def test_a_snapshot_that_holds_the_same_has_the_same_name_and_a_later_moment(tmp_path):
+    server, peer, _, clock = serving(SnapshotStore(tmp_path), every_s=10.0)
+    peer.push_all(numbers(), 1)
+    clock.now = 11.0
+    server.serve_once(0.0)
+    settle(server)
+    first = server.saved
+    clock.now = 15.0
+    server.serve(lambda: True)
+    assert first is not None
+    assert server.saved == replace(first, taken_at=15.0)
+
+
 def test_without_parameters_or_without_a_store_nothing_is_saved(tmp_path):
     store = SnapshotStore(tmp_path / "x")
     ShardServer(Shard(ShardConfig(run=RUN, token=TOKEN)), Wire(), store).serve(lambda: True)
@@ -247,6 +289,7 @@ class FullStore(SnapshotStore):
 def test_a_full_disk_stalls_what_is_durable_and_says_so_while_training_goes_on(tmp_path, caplog):
     store = FullStore(tmp_path)
     server, peer, _, clock = serving(store, every_s=10.0)
+    assert server.saved is None
     for seq in (1, 2, 3):
         peer.push_all(numbers(), seq)
         clock.now += 11.0
@@ -254,6 +297,7 @@ def test_a_full_disk_stalls_what_is_durable_and_says_so_while_training_goes_on(t
         settle(server)
         assert server.storage_error is not None
         assert "No space left" in server.storage_error
+        assert server.saved is None
     assert [record.levelname for record in caplog.records] == ["ERROR"]
     assert peer.push_all(numbers(), 4).durable == (0, 0, 0)
     store.is_full = False

@@ -169,3 +169,49 @@ def test_a_parameter_of_one_number_and_an_empty_one_have_their_place():
     (model["scale"] * 3 + model["none"].sum()).backward()
     assert arena.collect() == []
     assert arena.grad.tolist() == [3]
+
+
+def test_a_gradient_that_was_written_into_without_backward_is_there(model):
+    arena = arena_of(model)
+    arena.zero_grad()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+    model[0].weight.grad.copy_(torch.ones_like(model[0].weight))
+    absent = arena.collect()
+    assert "0.weight" not in absent
+    assert len(absent) == len(list(model.parameters())) - 1
+    arena.close()
+
+
+def test_gradients_that_are_to_stay_stay_as_zeros(model):
+    arena = arena_of(model)
+    arena.zero_grad(set_to_none=False)
+    assert len(arena.collect()) == len(list(model.parameters()))  # there were none
+    backward(model)
+    arena.zero_grad(set_to_none=False)
+    assert arena.collect() == []
+    assert not arena.grad.any()
+    arena.zero_grad()
+    assert len(arena.collect()) == len(list(model.parameters()))
+    arena.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_any_type_may_stay_as_zeros(dtype):
+    model = nn.Linear(3, 2).to(dtype)
+    arena = arena_of(model)
+    model(torch.ones(1, 3, dtype=dtype)).sum().backward()
+    arena.zero_grad(set_to_none=False)
+    assert arena.collect() == []
+    assert not arena.grad.any()
+    arena.close()
+
+
+def test_a_gradient_with_a_graph_leaves_the_graph_behind(model):
+    arena = arena_of(model)
+    arena.zero_grad()
+    weight = model[0].weight
+    weight.grad = torch.ones_like(weight) * weight
+    arena.collect()
+    assert not arena.grad.requires_grad
+    arena.close()

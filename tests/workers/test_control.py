@@ -12,13 +12,16 @@ from distbelief.param_server.wire import encode
 from distbelief.workers.control import (
     ANSWERS,
     NOTES,
+    Bad,
     Beat,
     Control,
     ControllerGone,
+    Denied,
     Ended,
     Halt,
     Next,
     Noted,
+    Over,
     Serving,
     Shards,
     Stepped,
@@ -32,10 +35,28 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=50)
 WHO = {"run": TEXT, "token": TEXT, "name": TEXT, "inc": NUMBER}
 ME: dict[str, Any] = {"run": "job", "token": "secret", "name": "w0", "inc": 1}
 NOTE = st.one_of(
-    st.builds(Where, **WHO, pid=NUMBER, host=TEXT),
+    st.builds(Where, **WHO, pid=NUMBER, host=TEXT, num_samples=NUMBER, digest=TEXT),
     st.builds(Serving, **WHO, endpoint=TEXT, pid=NUMBER, host=TEXT),
-    st.builds(Beat, **WHO, storage_error=TEXT),
-    st.builds(Next, **WHO, taken=NUMBER),
+    st.builds(
+        Beat,
+        **WHO,
+        storage_error=TEXT,
+        saved=TEXT,
+        version=NUMBER,
+        samples=NUMBER,
+        age_s=st.floats(0, 1e6),
+    ),
+    st.builds(
+        Next,
+        **WHO,
+        taken=NUMBER,
+        upto=NUMBER,
+        num_samples=NUMBER,
+        batch_size=NUMBER,
+        is_first=st.booleans(),
+        kept=NUMBER,
+    ),
+    st.builds(Bad, **WHO, samples=st.lists(TEXT).map(tuple), reasons=st.lists(TEXT).map(tuple)),
     st.builds(
         Stepped,
         **WHO,
@@ -47,13 +68,17 @@ NOTE = st.one_of(
         version=NUMBER,
         refused=NUMBER,
         reason=TEXT,
+        knows_loss=st.booleans(),
+        skipped=NUMBER,
     ),
-    st.builds(Ended, **WHO, code=TEXT, text=TEXT),
+    st.builds(Ended, **WHO, code=TEXT, text=TEXT, why=TEXT, fix=TEXT),
 )
 ANSWER = st.one_of(
     st.builds(Shards, endpoints=st.lists(TEXT).map(tuple), initialise=st.booleans()),
     st.builds(Work, epoch=NUMBER, start=NUMBER, stop=NUMBER),
     st.builds(Wait),
+    st.builds(Over),
+    st.builds(Denied, text=TEXT),
     st.builds(Halt),
     st.builds(Noted),
 )

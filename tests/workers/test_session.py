@@ -10,8 +10,9 @@ from torch import nn
 from distbelief.workers import session
 from distbelief.workers.control import Beat, Halt, Next, Noted, Stepped
 from distbelief.workers.downpour import Downpour
+from distbelief.workers.joined import BEAT_S, TOLD_MAX
 from distbelief.workers.loader import DataLoader
-from distbelief.workers.session import BEAT_S, TOLD_MAX, Stopped, WorkerInfo, worker
+from distbelief.workers.session import Stopped, WorkerInfo, worker
 from tests.helpers.solo import Numbers, Script, linear
 
 SIZE = 4
