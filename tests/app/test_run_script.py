@@ -212,10 +212,11 @@ def test_a_stop_ends_the_script_without_an_error(run, capfd, train):
 def test_what_has_accrued_when_a_stop_comes_is_pushed(run):
     text = TRAIN.replace("lr=0.01", "lr=0.01, n_push=4")
     run.script.now = 0.0
-    run(text + "import distbelief.workers.joined as s\n"
+    run(text + "import distbelief.workers.session as s\n"
+        "from distbelief.workers.control import Halt\n"
         "for i, (x,) in enumerate(loader):\n"
         "    if i == 3:\n"
-        "        s.current()._control.ask = lambda note: s.Halt()\n"
+        "        s.current()._control.ask = lambda note: Halt()\n"
         "        s.current()._clock = lambda: 1e9\n"
         "    optimizer.zero_grad(); model(x).mean().backward(); optimizer.step()\n")  # fmt: skip
     assert run.script.controller.worker_samples["w0"] == 16
