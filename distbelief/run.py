@@ -428,6 +428,9 @@ class Run:
         result.skipped_samples = controller.skipped_samples
         result.bad_samples = len(controller.bad_samples)
         result.unfinished = controller.queue.unfinished_samples
+        if self._tail is not None:
+            for line in self._tail.lines(last=True):
+                self._live.say(line)
         if controller.refused:
             self._live.say(
                 f"{controller.refused} parts of pushes were refused, the last one because "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distbelief.commands.summary import error_text, summary
+from distbelief.environment import check_environment
 from distbelief.problem import Problem
 from distbelief.result import Result
 from distbelief.signals import Signals
@@ -30,6 +31,7 @@ def train(start: "Callable[[LiveLine, Stop], Result]", *, as_json: bool, plain: 
     """Let `start` train, show how it goes, and end with the exit code of its result."""
     with outliving_output(), Signals() as signals:
         try:
+            check_environment(engine="local")  # before torch is imported
             # Here, where Ctrl-C is heeded already: this takes a second.
             from distbelief.live import LiveLine
             from distbelief.run import Stop

@@ -1,5 +1,6 @@
 """Environment: old and missing libraries are named before their own words are heard."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -99,3 +100,18 @@ def test_an_old_python_is_named(monkeypatch):
     monkeypatch.setattr("distbelief.environment.PYTHON_MIN", (9, 9))
     with pytest.raises(Problem, match=r"this is Python 3\.\d+, distbelief needs 9\.9 or newer"):
         check_environment(engine="local")
+
+
+def test_the_command_says_so_before_torch_is_imported(tmp_path):
+    installed(tmp_path, "torch", "1.13.1")
+    ended = subprocess.run(
+        [sys.executable, "-m", "distbelief", "launch", "--engine", "local"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 3
+    assert "error[DB-ENV-004]: torch 1.13.1 is installed" in ended.stderr
+    assert "Traceback" not in ended.stderr
