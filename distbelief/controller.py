@@ -371,8 +371,10 @@ class Controller:
             return work  # the answer was lost
         if note.num_samples:
             try:
-                lease_samples = LEASE_BATCHES * note.batch_size
-                self.queue.size(note.num_samples, lease_samples)
+                # Small data is cut finer, so that every worker has something of an epoch.
+                share = note.num_samples // max(1, self._num_workers * note.batch_size)
+                batches = min(LEASE_BATCHES, max(1, share))
+                self.queue.size(note.num_samples, batches * note.batch_size)
             except ValueError as error:
                 return Denied(text=f"{note.name}: {error}")
         if note.is_first:

@@ -149,6 +149,13 @@ def evaluate_run(run: Path, name: str, source: str | None = None) -> Accuracy:
             f"{run} is not a run folder: {error.what if isinstance(error, Problem) else error}",
             fix="name the folder that `distbelief launch` printed, such as runs/20261122-1015-ab12",
         ) from error
+    if job.script.path:
+        raise Problem(
+            "DB-RUN-012",
+            f"{run} is the run of a script, {job.script.path}: what its model is, and its data, "
+            "only the script knows",
+            fix=f"evaluate in the script; its trained tensors are in {folder.model}",
+        )
     if source is not None:
         job = replace(job, data=replace(job.data, source=source))
     if not folder.model.is_file():

@@ -182,6 +182,12 @@ def _find(path: str) -> Callable[..., object]:
             f"model {path!r} is neither {', '.join(KNOWN)} nor module:factory",
             fix="write it as --model my_net:Net, for a file my_net.py in this folder",
         )
+    if module_name == "__main__":
+        raise Problem(
+            "DB-USE-003",
+            f"model {path!r} lies in the program that runs here, which workers do not have",
+            fix="put it into a file of its own, such as my_net.py, and name it my_net:" + name,
+        )
     try:
         return find(path)
     except UserError as error:

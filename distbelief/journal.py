@@ -26,7 +26,7 @@ class Journal:
     ) -> None:
         """attempt: 1, and one more each time the run is resumed."""
         self.state = "starting"
-        """starting, training, stopping, saving or evaluating."""
+        """starting, training, stopping, saving, evaluating or ended."""
         self.checkpoint: Mapping[str, Any] | None = folder.checkpoint  # Any: JSON
         """The newest one, of this attempt or the one before."""
         self._folder = folder

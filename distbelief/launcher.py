@@ -296,6 +296,8 @@ def _run(
     finally:
         result.wall_s = round(time.monotonic() - began, 3)
         folder.forget_stop()
+        if run is not None:
+            run.journal.enter("ended", time.monotonic())
         _tell_saved(result, folder, None if run is None else run.journal.checkpoint)
         try:
             result.write(folder.path)
@@ -329,11 +331,11 @@ def _headline(
 def _keep(job: Job, plan: _Plan, folder: RunFolder, trained: Trained, result: Result) -> None:
     """Save what was trained, and evaluate it where the launcher has a model and test data."""
     if plan.model is None or plan.contract is None:
-        layout = trained.contract.layout
-        save_tensors(
-            {e.name: trained.values[e.offset : e.stop].view(e.shape) for e in layout.entries},
-            folder.model,
-        )
+        layout, buffers = trained.contract.layout, trained.contract.buffers
+        tensors = {e.name: trained.values[e.offset : e.stop].view(e.shape) for e in layout.entries}
+        if trained.buffers is not None:
+            tensors |= buffers.named(*trained.buffers)
+        save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder.model)
         return
     _take_parameters(plan.model, plan.contract, trained)
     save_model(plan.model, folder.path)

@@ -24,7 +24,7 @@ from distbelief.factory import make_contract, make_model, num_loaders, open_data
 from distbelief.job import Job, NetConfig
 from distbelief.param_server.client import Identity
 from distbelief.param_server.contract import Contract
-from distbelief.param_server.errors import DistBeliefError
+from distbelief.param_server.errors import DistBeliefError, Refused
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.snapshot import SnapshotStore
@@ -85,6 +85,11 @@ def _run_told(
         code, text, why, fix = error.code, error.what, error.why, error.fix
     except NonFiniteLoss as error:
         code, text = "DB-TRAIN-001", str(error)
+    except Refused as error:
+        code, text = "DB-RUN-001", str(error)
+        if error.code == "contract" and "use at most" in error.text:
+            code, text = "DB-MODEL-003", error.text
+            fix = "start it with fewer: --shards " + error.text.rpartition("at most ")[2].split()[0]
     except DistBeliefError as error:
         code, text = "DB-RUN-001", str(error)
     except Exception as error:

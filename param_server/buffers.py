@@ -67,14 +67,20 @@ class BufferLayout:
 
     def write_(self, module: torch.nn.Module, floats: Tensor, integers: Tensor) -> None:
         """Copy flat buffers, as `read` returns them, into the module."""
-        named = dict(module.named_buffers())
+        buffers = dict(module.named_buffers())
         with torch.no_grad():
-            for listed, flat in ((self.floats, floats), (self.integers, integers)):
-                offset = 0
-                for name, shape in listed:
-                    numel = _numel(shape)
-                    named[name].copy_(flat[offset : offset + numel].view(shape))
-                    offset += numel
+            for name, values in self.named(floats, integers).items():
+                buffers[name].copy_(values)
+
+    def named(self, floats: Tensor, integers: Tensor) -> dict[str, Tensor]:
+        """Flat buffers, as `read` returns them, by name and in their shapes; views."""
+        found: dict[str, Tensor] = {}
+        for listed, flat in ((self.floats, floats), (self.integers, integers)):
+            offset = 0
+            for name, shape in listed:
+                found[name] = flat[offset : offset + _numel(shape)].view(shape)
+                offset += _numel(shape)
+        return found
 
     def as_dict(self) -> dict[str, Any]:  # Any: JSON
         return {

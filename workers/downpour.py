@@ -167,6 +167,8 @@ class Downpour(torch.optim.Optimizer):
         self._module = module
         self._frozen = made.frozen
         self.start(initialise=initialise)
+        if module is not None:
+            self.take_buffers(module)
         self._first_checksum = checksum(self._arena.gather())
         here.begin(self)
 
@@ -411,6 +413,14 @@ class Downpour(torch.optim.Optimizer):
         if merged is not None:
             layout.write_(self._module, *merged)
         self._merged_samples = self.answered_samples
+
+    def take_buffers(self, module: nn.Module) -> None:
+        """Take the merged buffers that the shards have, as a run that goes on has them."""
+        layout = self._contract.buffers
+        if layout.num_floats or layout.num_integers:
+            merged = self.merge(0, *layout.no_buffers())
+            if merged is not None:
+                layout.write_(module, *merged)
 
     def leave(self) -> None:
         """Say that this worker pushes no more."""

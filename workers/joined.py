@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -123,11 +124,13 @@ class Joined:
                 "trained on. Give it the loader unprepared, as docs/examples/huggingface_digits.py"
             )
         if downpour.num_steps == 1 and not self.num_taken and self.info.count > 1:
-            logger.warning(
-                "no distbelief.DataLoader with shuffle=True is in use: each of the %d workers "
-                "goes through all of the data",
-                self.info.count,
+            text = (
+                f"no distbelief.DataLoader with shuffle=True is in use: each of the "
+                f"{self.info.count} workers goes through all of the data, and a step counts as one "
+                "sample unless it is told: step(samples=n)"
             )
+            logger.warning(text)
+            sys.stderr.write(f"distbelief: {text}\n")
         self._tell(downpour.last_samples)
         now = self._clock()
         if now - self._beaten_at < BEAT_S and self._num_told < TOLD_MAX:

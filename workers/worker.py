@@ -172,6 +172,7 @@ class Worker:
             downpour = Downpour.of(named, comm, self._contract, self._config.downpour)
             try:
                 downpour.start(initialise=shards.initialise)
+                downpour.take_buffers(self._model)
                 self._train(downpour, feed)
             finally:
                 downpour.close()

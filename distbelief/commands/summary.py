@@ -26,7 +26,7 @@ def summary(result: Mapping[str, Any]) -> str:  # Any: JSON
         ("workers_lost", "workers lost on the way"),
         ("refused", "parts of pushes that shards refused"),
         ("bad_samples", "samples that could not be read"),
-        ("skipped_samples", "samples whose gradient overflowed"),
+        ("skipped_samples", "samples whose gradient was thrown away before a step took it"),
         ("unfinished", "samples handed out and not applied"),
     ):
         if result.get(field):

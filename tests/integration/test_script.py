@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from distbelief.evaluate import evaluate_run
 from distbelief.folder import RunFolder
 from distbelief.job import Job, ScriptConfig
 from distbelief.launcher import launch, resume
+from distbelief.problem import Problem
 from tests.helpers.runs import KillOnce, Watch
 
 NUM_SAMPLES, NUM_EPOCHS = 1000, 4
@@ -180,3 +182,51 @@ def test_a_script_goes_on_at_the_same_counts_after_a_stop(tmp_path: Path):
     resumed = resume(folder, replace(job, workers=2), live=Watch())
     assert (resumed.exit, resumed.error) == ("done", None)
     assert resumed.samples == NUM_EPOCHS * NUM_SAMPLES
+
+
+NORMED = """
+from torch import nn, randn
+from torch.utils.data import TensorDataset
+from distbelief import DataLoader, Downpour
+
+model = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+optimizer = Downpour(model.parameters(), lr=0.01, module=model)
+print("mean", float(model[1].running_mean.abs().sum()), int(model[1].num_batches_tracked))
+for epoch in range(2):
+    for (x,) in DataLoader(TensorDataset(3 + randn(400, 8)), batch_size=10, shuffle=True):
+        optimizer.zero_grad()
+        model(x).mean().backward()
+        optimizer.step()
+"""
+
+
+def test_buffers_of_a_module_are_saved_and_there_again_after_a_resume(tmp_path: Path):
+    job = write(tmp_path)
+    (tmp_path / "train.py").write_text(NORMED)
+    first = Watch()
+    result = launch(replace(job, workers=2), live=first)
+    assert (result.exit, result.error) == ("done", None)
+    assert "mean 0.0 0" in first.said
+    folder = RunFolder(Path(result.run_dir))
+    saved = load_file(folder.model)
+    assert {"0.weight", "1.weight", "1.running_mean", "1.num_batches_tracked"} <= saved.keys()
+    mean = float(saved["1.running_mean"].abs().sum())
+    assert mean > 0.5
+    again = Watch()
+    resumed = resume(folder, replace(job, workers=1), live=again)
+    assert (resumed.exit, resumed.error) == ("done", None)
+    told = next(text.split() for text in again.said if text.startswith("mean "))
+    assert float(told[1]) == pytest.approx(mean, rel=1e-4)
+
+    with pytest.raises(Problem, match="is the run of a script") as refused:
+        evaluate_run(folder.path, "test")
+    assert refused.value.code == "DB-RUN-012"
+
+
+def test_more_shards_than_parts_is_said_with_what_to_do(tmp_path: Path):
+    result = launch(replace(write(tmp_path), workers=1, shards=2), live=Watch())
+    assert result.exit == "failed"
+    assert result.error is not None
+    assert result.error["code"] == "DB-MODEL-003"
+    assert "use at most 1 shards" in result.error["text"]
+    assert "try   start it with fewer: --shards 1" in result.error["text"]
