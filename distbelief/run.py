@@ -337,6 +337,7 @@ class Run:
     def _say_stop(self, level: int) -> None:
         if self._heeded < level:
             self._heeded = level
+            self.journal.look(time.monotonic())  # a checkpoint that was just told of counts too
             self._live.say(stop_text(level, self.journal.checkpoint))
 
     def _give_up_silent(self, now: float, running: list[Process]) -> None:
@@ -414,7 +415,9 @@ class Run:
     def _fill_result(self) -> None:
         """What the controller knows, whichever way the run ended."""
         controller, result = self._controller, self._result
-        result.samples = result.samples or controller.queue.done_samples
+        if not result.samples:  # a snapshot may hold what its worker has not told yet
+            saved = (self.journal.checkpoint or {"samples": 0})["samples"]
+            result.samples = max(controller.queue.done_samples, saved)
         result.updates = result.updates or controller.updates
         result.refused = controller.refused
         names = (worker.name for worker in self._workers)
