@@ -111,11 +111,11 @@ def test_a_stop_now_says_what_it_loses_and_resume_goes_on_before_it(user_folder:
     assert any(f"The last checkpoint has {kept:,} samples" in text for text in watch.said)
     resumed = go_on(stopped, job, StopAt())
     assert resumed.exit == "done"
-    # What was trained on between the data's position and the snapshots is trained on again;
-    # nothing is passed over.
+    # What was trained on between the data's position and the snapshots (a shard may have finished
+    # a newer one than it could still tell of) is trained on again; nothing is passed over.
     assert resumed.samples >= 6 * DIGITS
-    again = resumed.samples - 6 * DIGITS
-    assert again <= kept
+    in_flight = 2 * 4 * 32  # a lease of each worker
+    assert resumed.samples - 6 * DIGITS <= stopped.samples + in_flight
 
 
 def test_resume_with_another_rate_and_a_later_end(user_folder: Path):
