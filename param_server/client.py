@@ -2,18 +2,25 @@
 
 Used by one thread. `start_*` send and return a Ticket at once; `poll` takes replies in; `wait`
 does so until a ticket is done. What a single shard is told and asked again is link.py's.
+
+With shards of its own host a client shares memory (shared.py): gradients that lie in a `vector`
+are pushed by saying where they are, and fresh values are copied out of the shard's slab when its
+reply says that they are there.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import TypedDict
 
 import torch
 from torch import Tensor
 
+from distbelief.param_server.compress import Compression, Encoder, Scratch, decode_, frame_bytes
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import (
     LocalError,
@@ -23,9 +30,10 @@ from distbelief.param_server.errors import (
 )
 from distbelief.param_server.layout import Layout, PartRange
 from distbelief.param_server.link import Link, Patience, Ticket
+from distbelief.param_server.memory import Memory, MemoryRefused, is_supported, without_memory
 from distbelief.param_server.partition import Partition
 from distbelief.param_server.protocol import (
-    DTYPE,
+    SHARED,
     Ack,
     AnyReply,
     Fetch,
@@ -39,18 +47,29 @@ from distbelief.param_server.protocol import (
     Query,
     Welcome,
     as_frame,
-    as_tensor,
     checksum,
 )
+from distbelief.param_server.shared import VECTORS, vector_bytes, worker_bytes
+from distbelief.param_server.slab import SlabReader
 from distbelief.param_server.transport import ClientTransport, Frame
 
-MESSAGE_PARTS = 4
-"""Parts in one message, if that does not make too many messages: while the shard applies one
-message, the next one is on its way."""
+logger = logging.getLogger(__name__)
 
-MESSAGES_MAX = 16
+MESSAGE_PARTS = 4
+"""Parts in one message, at most, if that does not make too many messages: while the shard applies
+one message, the next one is on its way."""
+
+MESSAGE_BYTES = 2 * 2**20
+"""A message of fewer, longer parts is about as long: 4 MiB overlap less, 1 MiB cost more."""
+
+MESSAGES_MAX = 32
 """Messages to one shard for one push or fetch. Far below the queue's limit (transport.HWM): a
 client that sends without reading must never fill the queue of its own replies."""
+
+SHARED_CUTS = (0.0, 0.45, 0.75, 0.9, 1.0)
+"""How a push in shared memory is cut for a shard that has nothing else to do: the values of one
+message are copied out while the shard applies the next, and what is copied when it has finished
+should be little. A busy shard gets a single message: headers are its cost."""
 
 
 class _Who(TypedDict):
@@ -122,6 +141,10 @@ class PushTicket(Ticket):
         self.unsent = pending
 
 
+_Message = tuple[Link, tuple[PartRange, ...]]
+"""Parts of one shard that travel together."""
+
+
 class Client:
     """See the top of this file."""
 
@@ -134,10 +157,15 @@ class Client:
         patience: Patience | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        *,
+        memory: bool = False,
+        compression: Compression | None = None,
     ) -> None:
         """endpoints: one a shard, in order; the client closes the transport.
 
         contract: None asks the shards for theirs, as an evaluator does.
+        memory: share memory with the shards of this host; without a contract it does not.
+        compression: of what goes over the network; what is shared is not compressed.
         """
         self.identity = identity
         self.seq = 0
@@ -151,7 +179,20 @@ class Client:
             Link(index, endpoint, transport, self._patience, clock, self._hello, self._take_welcome)
             for index, endpoint in enumerate(endpoints)
         ]
-        self._messages: tuple[tuple[Link, tuple[PartRange, ...]], ...] = ()
+        self._messages: tuple[_Message, ...] = ()
+        self._few_messages: tuple[_Message, ...] = ()
+        self._is_alone = True
+        """No other worker's push came between the last two of this one."""
+        self._is_sharing = memory and contract is not None and is_supported()
+        self._compression = compression or Compression()
+        self._encoders: dict[int, tuple[Encoder, Tensor]] = {}
+        """By part: its encoder, and its frame until the push is answered."""
+        self._scratch: Scratch | None = None
+        self._memory: Memory | None = None
+        self._memory_start = 0
+        self._num_vectors = 0
+        self._slabs: dict[int, tuple[Memory, SlabReader]] = {}
+        """By shard: what it shares with this process."""
 
     @property
     def contract(self) -> Contract:
@@ -168,26 +209,55 @@ class Client:
         """The parts that travel in each message of a push; known after `connect`."""
         return tuple(parts for _, parts in self._messages)
 
+    @property
+    def is_shared(self) -> bool:
+        """Every shard is on this host and shares its memory; known after `connect`."""
+        return len(self._slabs) == len(self._links)
+
+    def vector(self) -> Tensor:
+        """A zeroed 1-D float32 [layout.total] for gradients, where the shards can read it.
+
+        In ordinary memory if no shard shares any, and after the first VECTORS of a client. Call
+        it after `connect`. The caller's; it stays usable after `close`.
+        """
+        if self._memory is None or not self._slabs or self._num_vectors == VECTORS:
+            return torch.zeros(self.layout.total)
+        place = self._num_vectors * vector_bytes(self.layout)
+        self._num_vectors += 1
+        return self._memory.vector(place, self.layout.total)
+
     # Whole conversations
 
     def connect(self) -> None:
         """Say hello to every shard. A client without a contract waits until the shards have one.
 
         Raises: Refused (another model, wrong token, replaced by a newer incarnation);
-            ShardUnavailable.
+            ShardUnavailable. ValueError where the compression does not suit the contract.
         """
+        if self._contract is not None:
+            self._compression.check(self._contract.rule, self._contract.clip_part_norm)
+        if self._is_sharing:
+            self._make_memory()
         for link in self._links:
             link.connect()
         for link in self._links:
             self._until_ready(partial(self._greet, link))
         partition = Partition(self.layout, len(self._links))
-        self._messages = tuple(
-            (link, parts[start : start + length])
-            for link in self._links
-            for parts in (partition.parts_of(link.index),)
-            for length in (max(MESSAGE_PARTS, -(-len(parts) // MESSAGES_MAX)),)
-            for start in range(0, len(parts), length)
-        )
+        messages: list[_Message] = []
+        few: list[_Message] = []
+        for link in self._links:
+            parts = partition.parts_of(link.index)
+            if link.index in self._slabs:
+                at = sorted({round(share * len(parts)) for share in SHARED_CUTS})
+                messages += [(link, parts[i:j]) for i, j in pairwise(at)]
+                few.append((link, parts))
+            else:
+                length = min(MESSAGE_PARTS, max(1, MESSAGE_BYTES // (4 * self.layout.part_numel)))
+                length = max(length, -(-len(parts) // MESSAGES_MAX))
+                cut = [(link, parts[i : i + length]) for i in range(0, len(parts), length)]
+                messages += cut
+                few += cut
+        self._messages, self._few_messages = tuple(messages), tuple(few)
 
     def initialise(self, values: Tensor) -> None:
         """Bring the first values to every shard that has none yet.
@@ -248,15 +318,20 @@ class Client:
 
     def close(self) -> None:
         self._transport.close()
+        for memory, _ in self._slabs.values():
+            memory.close()
+        self._slabs.clear()
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
 
     # Pieces
 
     def start_fetch(self, into: Fetched) -> Ticket:
         """Ask for the whole vector. `into` belongs to the client until the ticket is done."""
-        ticket = Ticket(len(self._messages))
-        for link, parts in self._messages:
-            message = Fetch(**self._who(link), part=tuple(part.index for part in parts))
-            link.ask(message, (), ticket, partial(self._take_params, into))
+        ticket = Ticket(len(self._few_messages))
+        for link, parts in self._few_messages:
+            self._ask_for(link, parts, into, ticket, values=link.index not in self._slabs)
         return ticket
 
     def start_push(
@@ -274,9 +349,10 @@ class Client:
         `Layout.absent_masks` gives. into: filled with the fresh parameters of the reply, and
         the client's until the ticket is done; None asks for none.
         """
-        ticket = self.begin_push(samples, base, into)
-        for index in range(len(self._messages)):
-            self.send_push(ticket, index, grad, absent)
+        messages = self._messages if self._is_alone else self._few_messages
+        ticket = self._begin_push(len(messages), samples, base, into)
+        for link, parts in messages:
+            self._send_push(ticket, link, parts, grad, absent)
         return ticket
 
     def begin_push(self, samples: int, base: Fetched, into: Fetched | None) -> PushTicket:
@@ -284,33 +360,14 @@ class Client:
 
         Every message has to be sent once, in any order, before the next push begins.
         """
-        self.seq += 1
-        return PushTicket(len(self._messages), self.seq, samples, base, into)
+        return self._begin_push(len(self._messages), samples, base, into)
 
     def send_push(
         self, ticket: PushTicket, index: int, grad: Tensor, absent: Sequence[bytes]
     ) -> None:
         """Send message `index` of a push; see `messages`."""
-        ticket.unsent -= 1
         link, parts = self._messages[index]
-        slices = [grad[part.start : part.stop] for part in parts]
-        message = Push(
-            **self._who(link),
-            seq=ticket.pushed.seq,
-            samples=ticket.samples,
-            dt=DTYPE,
-            fetch=ticket.into is not None,
-            part=tuple(part.index for part in parts),
-            base=tuple(ticket.base.version[part.index] for part in parts),
-            bseq=tuple(ticket.base.bseq[part.index] for part in parts),
-            numel=tuple(part.numel for part in parts),
-            crc=tuple(checksum(piece) for piece in slices),
-            absent=tuple(absent[part.index] for part in parts),
-        )
-        frames = [as_frame(piece) for piece in slices]
-        link.ask(
-            message, frames, ticket, lambda r, f: self._take_ack(ticket.pushed, ticket.into, r, f)
-        )
+        self._send_push(ticket, link, parts, grad, absent)
 
     def start_merge(self, samples: int, floats: Tensor, integers: Tensor) -> Ticket:
         """As `merge`; the buffers live on shard 0."""
@@ -361,7 +418,8 @@ class Client:
 
     def _hello(self) -> tuple[Hello, Sequence[Frame]]:
         me = self.identity
-        message = Hello(run=me.run, w=me.w, inc=me.inc, ep=0, token=me.token)
+        address = "" if self._memory is None else self._memory.address
+        message = Hello(run=me.run, w=me.w, inc=me.inc, ep=0, token=me.token, memory=address)
         return message, () if self._contract is None else (self._contract.to_json(),)
 
     def _take_welcome(self, link: Link, reply: Welcome, frames: list[Frame]) -> None:
@@ -374,37 +432,177 @@ class Client:
             if len(frames) != 1:
                 raise RemoteProtocolError("a welcome without the contract that was asked for")
             self._contract = Contract.from_json(bytes(frames[0]))
+        self._open_slab(link, reply.memory)
+
+    def _begin_push(
+        self, num_messages: int, samples: int, base: Fetched, into: Fetched | None
+    ) -> PushTicket:
+        self.seq += 1
+        return PushTicket(num_messages, self.seq, samples, base, into)
+
+    def _send_push(
+        self,
+        ticket: PushTicket,
+        link: Link,
+        parts: Sequence[PartRange],
+        grad: Tensor,
+        absent: Sequence[bytes],
+    ) -> None:
+        ticket.unsent -= 1
+        base = ticket.base
+        masks = tuple([absent[part.index] for part in parts])
+        place = self._place(link, grad)
+        is_shared = place is not None
+        frames = [] if is_shared else [self._frame_of(part, grad, absent) for part in parts]
+        message = Push(
+            **self._who(link),
+            seq=ticket.pushed.seq,
+            samples=ticket.samples,
+            dt=SHARED if is_shared else self._compression.push,
+            fetch=ticket.into is not None and not is_shared,
+            part=tuple([part.index for part in parts]),
+            base=tuple([base.version[part.index] for part in parts]),
+            bseq=tuple([base.bseq[part.index] for part in parts]),
+            numel=() if is_shared else tuple([part.numel for part in parts]),
+            crc=() if link.is_local else tuple([checksum(frame) for frame in frames]),
+            absent=masks if any(masks) else (),
+            place=place or 0,
+            back=self._compression.fetch,
+        )
+        payload = [as_frame(frame) for frame in frames]
+        link.ask(message, payload, ticket, partial(self._take_ack, link, ticket))
+
+    def _frame_of(self, part: PartRange, grad: Tensor, absent: Sequence[bytes]) -> Tensor:
+        """What is sent of a part: its gradient as it lies there, or an encoder's frame."""
+        piece, form = grad[part.start : part.stop], self._compression.push
+        if form == "float32":
+            return piece
+        if part.index not in self._encoders:
+            top = self._compression.top
+            scratch = self._scratch = self._scratch or Scratch(self.layout.part_numel)
+            frame = torch.empty(frame_bytes(form, part.numel, top), dtype=torch.uint8)
+            self._encoders[part.index] = Encoder(form, part.numel, scratch, top), frame
+        encoder, frame = self._encoders[part.index]
+        mask = absent[part.index]
+        present = self.layout.present_runs(part.index, mask) if mask else None
+        encoder.encode_(piece, frame, present)
+        return frame
+
+    def _ask_for(
+        self,
+        link: Link,
+        parts: Sequence[PartRange],
+        into: Fetched,
+        ticket: Ticket,
+        *,
+        values: bool,
+    ) -> None:
+        message = Fetch(
+            **self._who(link),
+            part=tuple([part.index for part in parts]),
+            values=values,
+            back=self._compression.fetch,
+        )
+        link.ask(message, (), ticket, partial(self._take_params, link, ticket, into))
 
     def _take_ack(
-        self, pushed: Pushed, into: Fetched | None, reply: AnyReply, frames: list[Frame]
+        self, link: Link, ticket: PushTicket, reply: AnyReply, frames: list[Frame]
     ) -> None:
         assert isinstance(reply, Ack)
-        if into is not None:
-            self._fill(into, reply, frames)
+        if ticket.into is not None:
+            self._fill(link, ticket, ticket.into, reply, frames)
+        pushed = ticket.pushed
         is_first = not pushed.statuses
         pushed.statuses.update(reply.status)
         pushed.reasons.extend(text for text in reply.text if text)
         pushed.staleness = max(pushed.staleness, *reply.staleness)
+        self._is_alone = pushed.staleness == 0
         version, samples = min(reply.version), min(reply.samples)
         pushed.version = version if is_first else min(pushed.version, version)
         pushed.samples = samples if is_first else min(pushed.samples, samples)
 
-    def _take_params(self, into: Fetched, reply: AnyReply, frames: list[Frame]) -> None:
+    def _take_params(
+        self, link: Link, ticket: Ticket, into: Fetched, reply: AnyReply, frames: list[Frame]
+    ) -> None:
         assert isinstance(reply, Params)
-        self._fill(into, reply, frames)
+        self._fill(link, ticket, into, reply, frames)
 
-    def _fill(self, into: Fetched, reply: Params | Ack, frames: list[Frame]) -> None:
-        """Copy the parts of a reply into a worker's copy. Everything is looked at first."""
+    def _fill(
+        self,
+        link: Link,
+        ticket: Ticket,
+        into: Fetched,
+        reply: Params | Ack,
+        frames: list[Frame],
+    ) -> None:
+        """Bring the parts of a reply into a worker's copy. Everything is looked at first."""
         parts = [self.layout.parts[index] for index in reply.part]
-        values = [as_tensor(frame) for frame in frames]
-        if [None if v is None else v.numel() for v in values] != [part.numel for part in parts]:
+        if link.index in self._slabs and not reply.numel and not frames:
+            self._read(link, ticket, into, parts, reply.bseq)
+            return
+        form = self._compression.fetch
+        sizes = [memoryview(frame).nbytes for frame in frames]
+        if sizes != [frame_bytes(form, part.numel) for part in parts]:
             raise RemoteProtocolError(f"parameters of parts {reply.part} in frames of other sizes")
-        for column, (part, value) in enumerate(zip(parts, values, strict=True)):
-            assert value is not None
-            into.values[part.start : part.stop].copy_(value)
+        for column, (part, frame) in enumerate(zip(parts, frames, strict=True)):
+            decode_(form, frame, into.values[part.start : part.stop])
             into.version[part.index] = reply.version[column]
             into.samples[part.index] = reply.samples[column]
             into.bseq[part.index] = reply.bseq[column]
+
+    # Shared memory
+
+    def _make_memory(self) -> None:
+        try:
+            self._memory = Memory.create("worker", worker_bytes(self.layout))
+        except OSError as error:
+            logger.warning("%s: everything goes over TCP", without_memory(error))
+            self._is_sharing = False
+            return
+        self._memory_start = self._memory.array().ctypes.data
+
+    def _open_slab(self, link: Link, address: str) -> None:
+        """Map what a shard shares; without it this link goes over TCP."""
+        old = self._slabs.pop(link.index, None)
+        if old is not None:
+            old[0].close()
+        if not address:
+            return
+        try:
+            memory = Memory.open(address, "shard")
+            parts = Partition(self.layout, len(self._links)).parts_of(link.index)
+            self._slabs[link.index] = memory, SlabReader(memory.array(), parts)
+        except (MemoryRefused, ValueError) as error:
+            logger.warning("shard %d is spoken to over TCP: %s", link.index, error)
+
+    def _place(self, link: Link, grad: Tensor) -> int | None:
+        """Where a gradient lies in this worker's memory; None if the shard cannot read it."""
+        if self._memory is None or link.index not in self._slabs:
+            return None
+        place = grad.data_ptr() - self._memory_start
+        return place if 0 <= place < self._memory.size else None
+
+    def _read(
+        self,
+        link: Link,
+        ticket: Ticket,
+        into: Fetched,
+        parts: list[PartRange],
+        bseq: Sequence[int],
+    ) -> None:
+        """Copy fresh values out of the slab; those that are not there are asked for."""
+        missing = {part.index for part in parts}
+        for part, seq in zip(parts, bseq, strict=True):
+            into.bseq[part.index] = seq
+
+        def take(part: PartRange, version: int, samples: int) -> None:
+            into.version[part.index], into.samples[part.index] = version, samples
+            missing.remove(part.index)
+
+        if not self._slabs[link.index][1].read(parts, into.values, take):
+            ticket.count_up()
+            some = [part for part in parts if part.index in missing]
+            self._ask_for(link, some, into, ticket, values=True)
 
     def _until_ready(self, ask: Callable[[], object]) -> None:
         """Ask until the shards have what is asked for: the first worker is still bringing it."""

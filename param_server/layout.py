@@ -17,11 +17,11 @@ from torch.nn.parameter import UninitializedParameter
 from distbelief.param_server.errors import RemoteProtocolError
 
 # Part length: about a sixteenth of the model, so that up to 16 shards can share it, but never
-# so long that a part falls out of the cache between receive and apply (4 MiB of float32), nor
-# so short that its header outweighs it.
+# so long (1 MiB of float32) that its gradient leaves a core's own cache between the look for NaN
+# and the update, nor so short that its header outweighs it.
 PARTS_AIM = 16
 PART_STEP = 64
-PART_MAX = 2**20
+PART_MAX = 2**18
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 

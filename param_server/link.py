@@ -81,6 +81,10 @@ class Ticket:
     def count_down(self) -> None:
         self._pending -= 1
 
+    def count_up(self) -> None:
+        """One more reply is to be waited for."""
+        self._pending += 1
+
     def keep(self, reply: AnyReply, frames: list[Frame]) -> None:
         """Take a reply by keeping it."""
         self.reply, self.frames = reply, frames
@@ -114,6 +118,8 @@ class Link:
         """hello: makes the message that opens a connection. take_welcome: gets the answer."""
         self.index = index
         self.endpoint = endpoint
+        self.is_local = endpoint.startswith(("tcp://127.", "tcp://[::1]", "tcp://localhost:"))
+        """Nothing of it leaves this host."""
         self.epoch = 0
         """The shard's, as its welcome said."""
         self.is_ready = False

@@ -7,8 +7,9 @@ back to the pool when it is let go. So there are no torn reads and no stop for a
 Knows no messages, sockets, threads or clocks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,8 +23,58 @@ REFUSED_KEPT = 64
 """Refused seqs remembered per worker: no more pushes than this are ever on the way at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Home(Protocol):
+    """Where tensors of parts live, and where their readers see what happens to them: slab.py."""
+
+    def take(self, part: PartRange) -> Tensor:
+        """1-D float32 [part.numel] of any content; the part's until it is given back."""
+        ...
+
+    def give_back(self, part: PartRange, buffer: Tensor) -> None: ...
+
+    def row(self, part: PartRange) -> memoryview:
+        """Three int64 of the part: word, place of its values, samples; see slab.py."""
+        ...
+
+    def place(self, buffer: Tensor) -> int:
+        """Where readers find a buffer, for the row."""
+        ...
+
+
+class Heap:
+    """Ordinary memory, used again: copying into fresh pages runs at 1 GB/s."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Tensor]] = {}
+
+    def take(self, part: PartRange) -> Tensor:
+        free = self._free.get(part.numel)
+        return free.pop() if free else torch.zeros(part.numel)
+
+    def give_back(self, part: PartRange, buffer: Tensor) -> None:
+        self._free.setdefault(part.numel, []).append(buffer)
+
+    def row(self, part: PartRange) -> memoryview:
+        return memoryview(bytearray(24)).cast("q")
+
+    def place(self, buffer: Tensor) -> int:
+        return -1
+
+
+class Scratch:
+    """One tensor that is overwritten again and again, as long as the longest part."""
+
+    def __init__(self) -> None:
+        self._tensor = torch.empty(0)
+
+    def of(self, numel: int) -> Tensor:
+        """1-D float32 [numel] of any content, until the next call."""
+        if self._tensor.numel() < numel:
+            self._tensor = torch.empty(numel)
+        return self._tensor[:numel]
+
+
+class Applied(NamedTuple):
     """One row of a part's table: how far a worker's pushes have come.
 
     A refused push consumes its seq without raising the version; `refused` keeps the latest
@@ -37,6 +88,8 @@ class Applied:
 
     def own_since(self, seq: int) -> int:
         """Pushes of this worker that raised the version after its push `seq`."""
+        if not self.refused:
+            return max(0, self.seq - seq)
         return max(0, self.seq - seq - sum(r > seq for r in self.refused))
 
     def after(self, seq: int, crc: int, *, is_applied: bool) -> "Applied":
@@ -70,26 +123,42 @@ class Pin:
                 self.part._release(name, cell)
 
 
-@dataclass(slots=True)
 class Part:
     """See the top of this file. All tensors are 1-D float32 of length range.numel."""
 
-    range: PartRange
-    contract: Contract
-    version: int = 0
-    """Pushes applied."""
-    samples: int = 0
-    """Samples applied; the schedule's argument."""
-    table: dict[str, Applied] = field(default_factory=dict)
-    durable: dict[str, Applied] = field(default_factory=dict)
-    """The table as the newest snapshot on disk holds it."""
-    is_ready: bool = False
-    _cells: dict[str, Cell] = field(default_factory=dict)
-    _pool: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        for name in (VALUES, *self.contract.rule.slots):
-            self._cells[name] = Cell(torch.zeros(self.range.numel))
+    def __init__(
+        self,
+        range: PartRange,
+        contract: Contract,
+        home: Home | None = None,
+        heap: Home | None = None,
+        scratch: Scratch | None = None,
+    ) -> None:
+        """home: of the values. heap: of the rule's state. All three may be shared by parts."""
+        self.range = range
+        self.contract = contract
+        self.version = 0
+        """Pushes applied."""
+        self.samples = 0
+        """Samples applied; the schedule's argument."""
+        self.table: dict[str, Applied] = {}
+        self.durable: dict[str, Applied] = {}
+        """The table as the newest snapshot on disk holds it."""
+        self.is_ready = False
+        self._heap = heap or Heap()
+        self._home = home or self._heap
+        self._scratch = scratch or Scratch()
+        self._runs = _by_group(contract.layout.present_runs(range.index, b""))
+        self._pieces: _Pieces | None = None
+        """The current tensors, cut into the runs; made again when one of them is another."""
+        self._cells = {
+            name: Cell(self._home_of(name).take(range).zero_())
+            for name in (VALUES, *contract.rule.slots)
+        }
+        self._may_be_pinned = False
+        """Some current tensor has been pinned since the last push."""
+        self._row = self._home.row(range)
+        self._row[1] = self._home.place(self.values)
 
     @property
     def values(self) -> Tensor:
@@ -101,10 +170,14 @@ class Part:
         """Values and rule state by name."""
         return {name: cell.tensor for name, cell in self._cells.items()}
 
-    def load_(self, tensors: dict[str, Tensor]) -> None:
+    def load_(self, tensors: Mapping[str, Tensor], version: int = 0, samples: int = 0) -> None:
         """Copy values, and whatever state is given, in; the part is ready then."""
+        self._row[0] |= 1
         for name, tensor in tensors.items():
             self._writable(name).copy_(tensor)
+        self.version, self.samples = version, samples
+        self._row[2] = samples
+        self._row[0] = 2 * version
         self.is_ready = True
 
     def pin(self, names: Sequence[str] = (VALUES,)) -> Pin:
@@ -112,6 +185,7 @@ class Part:
         cells = {name: self._cells[name] for name in names}
         for cell in cells.values():
             cell.pins += 1
+        self._may_be_pinned = True
         return Pin(self, cells)
 
     def apply_(self, grad: Tensor, samples: int, absent: bytes = b"", norm: float = 0.0) -> None:
@@ -122,44 +196,98 @@ class Part:
         their state stay as they are.
         Raises: RemoteProtocolError if the mask does not fit; nothing is changed then.
         """
-        runs = self.contract.layout.present_runs(self.range.index, absent)
+        runs = self._runs
+        if absent:
+            runs = _by_group(self.contract.layout.present_runs(self.range.index, absent))
         limit = self.contract.clip_part_norm
-        if limit and norm > limit:
-            grad = grad * (limit / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_
-        if runs:
-            state = {name: self._writable(name) for name in self._cells}
-            values = state.pop(VALUES)
-            factor = self.contract.schedule.factor(self.samples)
-            for run in runs:
-                self._apply_run(run, values, grad, state, factor)
-        self.version += 1
-        self.samples += samples
+        if limit and norm > limit:  # as torch.nn.utils.clip_grad_norm_
+            scratch = self._scratch.of(self.range.numel)
+            grad = torch.mul(grad, limit / (norm + 1e-6), out=scratch)
+        row, step, before = self._row, self.version, self.samples
+        row[0] = 2 * step + 1  # odd: the values change
+        if self._may_be_pinned and runs:
+            self._make_writable()
+        whole = self._pieces or self._cut_pieces()
+        pieces = _Pieces.of(self._cells, runs) if absent else whole
+        contract = self.contract
+        factor = contract.schedule.factor(before)
+        for (group, of_group), values, state in zip(runs, pieces.values, pieces.state, strict=True):
+            settings = contract.layout.groups[group]
+            contract.rule.apply_(
+                values,
+                _cut(grad, of_group),
+                state,
+                lr=settings.lr * factor,
+                weight_decay=settings.weight_decay,
+                step=step,
+            )
+        self.version = step + 1
+        self.samples = before + samples
+        row[2] = before + samples
+        row[0] = 2 * step + 2
 
-    def _apply_run(
-        self, run: Run, values: Tensor, grad: Tensor, state: dict[str, Tensor], factor: float
-    ) -> None:
-        group = self.contract.layout.groups[run.group]
-        self.contract.rule.apply_(
-            values[run.start : run.stop],
-            grad[run.start : run.stop],
-            {name: tensor[run.start : run.stop] for name, tensor in state.items()},
-            lr=group.lr * factor,
-            weight_decay=group.weight_decay,
-            step=self.version,
-        )
+    def _cut_pieces(self) -> "_Pieces":
+        self._pieces = _Pieces.of(self._cells, self._runs)
+        return self._pieces
+
+    def _make_writable(self) -> None:
+        for name, cell in self._cells.items():
+            if cell.pins:
+                self._writable(name)
+        self._may_be_pinned = False
 
     def _writable(self, name: str) -> Tensor:
         """The tensor to change: the current one, or a copy of it if a reader holds that."""
         cell = self._cells[name]
         if cell.pins:
-            # Reused memory: copying into fresh pages runs at 1 GB/s, slower than the network.
-            fresh = self._pool.pop() if self._pool else torch.empty(self.range.numel)
+            fresh = self._home_of(name).take(self.range)
             fresh.copy_(cell.tensor)
             self._cells[name] = cell = Cell(fresh)
+            self._pieces = None
+            if name == VALUES:
+                self._row[1] = self._home.place(fresh)
         return cell.tensor
+
+    def _home_of(self, name: str) -> Home:
+        return self._home if name == VALUES else self._heap
 
     def _release(self, name: str, cell: Cell) -> None:
         cell.pins -= 1
         assert cell.pins >= 0, "pin released twice"
         if not cell.pins and self._cells[name] is not cell:
-            self._pool.append(cell.tensor)
+            self._home_of(name).give_back(self.range, cell.tensor)
+
+
+_Runs = list[tuple[int, list[Run]]]
+"""Groups that occur in a part, each with its runs."""
+
+
+@dataclass(slots=True)
+class _Pieces:
+    """Tensors of a part cut into runs: by group, and the state also by name."""
+
+    values: list[list[Tensor]]
+    state: list[dict[str, list[Tensor]]]
+
+    @classmethod
+    def of(cls, cells: Mapping[str, Cell], runs: _Runs) -> "_Pieces":
+        values = [_cut(cells[VALUES].tensor, of_group) for _, of_group in runs]
+        slots = [name for name in cells if name != VALUES]
+        state = [
+            {name: _cut(cells[name].tensor, of_group) for name in slots} for _, of_group in runs
+        ]
+        return cls(values, state)
+
+
+def _by_group(runs: Sequence[Run]) -> _Runs:
+    groups: dict[int, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return list(groups.items())
+
+
+def _cut(tensor: Tensor, runs: list[Run]) -> list[Tensor]:
+    """Views of the runs; the tensor itself where one run is all of it."""
+    if len(runs) == 1 and runs[0].stop - runs[0].start == tensor.numel():
+        return [tensor]
+    return [tensor[run.start : run.stop] for run in runs]

@@ -11,7 +11,14 @@ One request has one reply. Both are one ZeroMQ message:
     leave     -> left    | refused
     query     -> report  | refused           reply's payload: [statistics JSON]
 
-    frame of a part = numel x float32, little endian, in the order of the header's `part` list
+    frame of a part = its values in the form `dt` of the header (compress.py), in the order of the
+                      header's `part` list; numel counts values, crc is of the frame's bytes
+
+Between processes of one host the payload stays where it is. A hello names the worker's memory and
+the welcome the shard's slab (memory.py, slab.py); `memory` is empty where there is none. A push
+with dt `shared` has no payload: the gradient lies in the worker's memory, element 0 of the flat
+vector at byte `place`. No checksum is made of what never leaves the host. The values are read
+from the slab, so such a worker says fetch=False, and its fetch asks for no values.
 
 Every request carries (run, w, inc, ep): the job, the worker, its incarnation and the epoch of
 the shard it means. A push names all the parts it carries in one header, as columns: part[i] was
@@ -36,20 +43,22 @@ import torch
 from torch import Tensor
 
 from distbelief.param_server import wire
+from distbelief.param_server.compress import FORMS
 from distbelief.param_server.wire import Message, encode
 
 __all__ = ["Message", "encode"]  # what a user of this file needs of wire.py
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
-DTYPE = "float32"
-"""Type of payload elements (`dt`); compressed forms come with a later version."""
+SHARED = "shared"
+"""Instead of a form of compress.py: the values stay where they are, in shared memory."""
 
 STATUSES = {
     "applied": "the part took the gradient and its version rose by one",
     "dup": "this seq was applied before; acknowledged again, not applied again",
     "nonfinite": "the gradient holds NaN or Inf, or its norm overflows; the part is unchanged",
     "numel": "the frame's length is not the part's; the part is unchanged",
+    "form": "the frame is none of the form that its header names; the part is unchanged",
     "checksum": "the frame does not have the checksum of its header; the part is unchanged",
     "base": "the base version is one the part has not reached; the part is unchanged",
     "conflict": "this seq was used before with other content; the part is unchanged",
@@ -94,6 +103,8 @@ class Hello(Request):
     token: str
     lo: int = wire.VERSION
     hi: int = wire.VERSION
+    memory: str = ""
+    """Address of the worker's memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +120,8 @@ class Welcome:
     version: tuple[int, ...]
     samples: tuple[int, ...]
     bseq: tuple[int, ...]
+    memory: str = ""
+    """Address of the shard's slab; empty too where the worker's memory does not open here."""
 
     def __post_init__(self) -> None:
         _check_columns(self.part, self.version, self.samples, self.bseq)
@@ -138,15 +151,23 @@ class Ready:
 class Fetch(Request):
     op: ClassVar[str] = "fetch"
     part: tuple[int, ...]
+    values: bool = True
+    """False: answer without payload; the asker reads the values from the slab."""
+    back: str = "float32"
+    """Form of the values in the answer."""
 
     def __post_init__(self) -> None:
         Request.__post_init__(self)
         _check_columns(self.part)
+        _check_form(self.back)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Params:
-    """Values of parts, each at its own version; parts of one message may differ in version."""
+    """Values of parts, each at its own version; parts of one message may differ in version.
+
+    numel is empty where no values were asked for.
+    """
 
     op: ClassVar[str] = "params"
     ep: int
@@ -157,7 +178,8 @@ class Params:
     numel: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        _check_columns(self.part, self.version, self.samples, self.bseq, self.numel)
+        numel = self.numel or self.part
+        _check_columns(self.part, self.version, self.samples, self.bseq, numel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,14 +196,29 @@ class Push(Request):
     base: tuple[int, ...]
     bseq: tuple[int, ...]
     numel: tuple[int, ...]
+    """Empty with dt `shared`."""
     crc: tuple[int, ...]
+    """Empty where the push does not leave its host."""
     absent: tuple[bytes, ...]
+    """Empty where no tensor of any part is absent."""
+    place: int = 0
+    """With dt `shared` alone."""
+    back: str = "float32"
+    """Form of the values in the ack."""
 
     def __post_init__(self) -> None:
         Request.__post_init__(self)
-        _check_columns(self.part, self.base, self.bseq, self.numel, self.crc, self.absent)
-        if self.dt != DTYPE:
-            raise ValueError(f"dt {self.dt!r}, this version takes {DTYPE}")
+        part = self.part
+        _check_columns(part, self.base, self.bseq, self.absent or part)
+        if self.dt == SHARED:
+            if self.numel or self.crc or self.fetch:
+                raise ValueError("a push in shared memory has no payload, in neither direction")
+        else:
+            _check_form(self.dt)
+            _check_columns(part, self.numel, self.crc or part)
+            if self.place:
+                raise ValueError(f"a place is of dt {SHARED}")
+        _check_form(self.back)
         if self.seq < 1:
             raise ValueError("seq counts from 1")
 
@@ -196,6 +233,7 @@ class Ack:
     part: tuple[int, ...]
     status: tuple[str, ...]
     text: tuple[str, ...]
+    """Why parts were refused; empty where none was."""
     version: tuple[int, ...]
     samples: tuple[int, ...]
     bseq: tuple[int, ...]
@@ -209,7 +247,7 @@ class Ack:
         _check_columns(
             self.part,
             self.status,
-            self.text,
+            self.text or self.part,
             self.version,
             self.samples,
             self.bseq,
@@ -279,6 +317,11 @@ REQUESTS = wire.Codec(Hello, Init, Fetch, Push, Merge, Leave, Query)
 REPLIES = wire.Codec(Welcome, Ready, Params, Ack, Merged, Left, Report, Refusal)
 
 
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form {form!r}, this version takes {', '.join(FORMS)}")
+
+
 def _check_columns(part: tuple[int, ...], *columns: tuple[object, ...]) -> None:
     """At least one part, none twice, and a value for each in every column."""
     if not part:
@@ -290,7 +333,7 @@ def _check_columns(part: tuple[int, ...], *columns: tuple[object, ...]) -> None:
 
 
 def checksum(values: Tensor) -> int:
-    """32-bit checksum of a 1-D float32 tensor: the wrapping sum of its 64-bit words, hashed.
+    """32-bit checksum of the bytes of a 1-D tensor: the wrapping sum of its 64-bit words, hashed.
 
     One pass at the memory's speed (1.0 ms for 28 MB where zlib's crc32 takes 7.9 ms); the sum is
     of integers, so it comes out the same everywhere and tells a push from another with the same
@@ -304,6 +347,12 @@ def checksum(values: Tensor) -> int:
     # Fibonacci hashing. Folding the halves by xor would cancel them where elements come in equal
     # pairs: 64 times 1.0 and 64 times 1.5 gave the same checksum.
     return (total * 0x9E3779B97F4A7C15 & 2**64 - 1) >> 32
+
+
+def as_bytes(frame: "bytes | bytearray | memoryview") -> Tensor:
+    """A frame as uint8, to be read only."""
+    array = np.frombuffer(frame, np.uint8)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def as_tensor(frame: "bytes | bytearray | memoryview") -> Tensor | None:

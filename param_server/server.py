@@ -8,13 +8,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distbelief.param_server.errors import RemoteProtocolError, SnapshotFailed
 from distbelief.param_server.image import PartImage, ShardImage
 from distbelief.param_server.part import Part
-from distbelief.param_server.protocol import REQUESTS, AnyRequest, Refusal, encode
-from distbelief.param_server.shard import Reply, Shard
+from distbelief.param_server.protocol import (
+    REQUESTS,
+    SHARED,
+    AnyRequest,
+    Hello,
+    Leave,
+    Push,
+    Refusal,
+    Welcome,
+    encode,
+)
+from distbelief.param_server.shard import Payload, Reply, Shard
+from distbelief.param_server.shared import Shared
 from distbelief.param_server.snapshot import SnapshotStore
 from distbelief.param_server.transport import Delivery, Frame, ServerTransport
 from distbelief.param_server.wire import sayable
@@ -22,7 +33,10 @@ from distbelief.param_server.wire import sayable
 logger = logging.getLogger(__name__)
 
 TICK_S = 0.02
-"""How long the loop waits for a message before it looks at everything else."""
+"""How long the loop waits for a message, and how often at least it looks at everything else."""
+
+SWEEP_S = 1.0
+"""How often it looks whether the processes whose memory it has mapped still live."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +63,47 @@ class Saved:
     """When its image was taken, on the server's clock."""
 
 
-def respond(shard: Shard, peer: bytes, frames: Sequence[Frame], now: float) -> Reply:
+def respond(
+    shard: Shard, peer: bytes, frames: Sequence[Frame], now: float, shared: Shared | None = None
+) -> Reply:
     """Decode one message, let the shard handle it; junk gets one short refusal and is counted."""
     try:
         if not frames:
             raise RemoteProtocolError("a message without a header")
         message = REQUESTS.decode(frames[0])
+        assert isinstance(message, AnyRequest)  # the codec knows no other messages
+        payload: Payload = frames[1:]
+        if isinstance(message, Push) and message.dt == SHARED:
+            payload = _gradients(shard, peer, message, shared)
     except RemoteProtocolError as error:
         shard.counts["junk"] += 1
         logger.debug("junk shard=%d: %s", shard.config.index, error)
         return Reply(Refusal(code="junk", text=sayable(str(error))))
-    assert isinstance(message, AnyRequest)  # the codec knows no other messages
-    return shard.handle(peer, message, frames[1:], now)
+    reply = shard.handle(peer, message, payload, now)
+    if shared is not None:
+        reply = _share(shard, peer, message, reply, shared)
+    return reply
+
+
+def _gradients(shard: Shard, peer: bytes, push: Push, shared: Shared | None) -> Payload:
+    """The gradients of a push in shared memory; none where nothing is shared on its connection.
+
+    The shard then refuses it: first of all for want of a hello, which the worker makes up for.
+    """
+    if shared is None or shard.contract is None:
+        return []
+    return shared.gradients(peer, push, shard.contract.layout) or []
+
+
+def _share(shard: Shard, peer: bytes, message: AnyRequest, reply: Reply, shared: Shared) -> Reply:
+    """Map the memory of a worker that is welcome, and let go of one that leaves."""
+    if isinstance(message, Hello) and isinstance(reply.message, Welcome):
+        assert shard.contract is not None
+        address = shared.attach(peer, message.memory, shard.contract.layout)
+        return replace(reply, message=replace(reply.message, memory=address))
+    if isinstance(message, Leave):
+        shared.detach(peer)
+    return reply
 
 
 class ShardServer:
@@ -73,14 +116,18 @@ class ShardServer:
         store: SnapshotStore | None = None,
         config: SnapshotConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
+        shared: Shared | None = None,
     ) -> None:
-        """store: None keeps nothing on disk."""
+        """store: None keeps nothing on disk. shared: the one that made the shard's home; None
+        serves over the transport alone. It is the caller's to close."""
         self.shard = shard
         self._transport = transport
         self._store = store
         self._config = config or SnapshotConfig()
         self._clock = clock
         self._sending: list[tuple[Delivery, Reply]] = []
+        self._shared = shared
+        self._swept_at = clock()
         self._saver: _Saver | None = None
         self._saved_pushes = _pushes(shard.parts.values())
         self._saved_at = clock()
@@ -90,30 +137,48 @@ class ShardServer:
         """The newest snapshot that this process has written."""
 
     def serve(self, is_stopping: Callable[[], bool]) -> None:
-        """Answer messages until `is_stopping` says so, then write a last snapshot."""
+        """Answer messages until `is_stopping`, asked each TICK_S, says so; then save."""
         while not is_stopping():
-            self.serve_once(TICK_S)
+            until = self._clock() + TICK_S
+            while self.answer(TICK_S) and self._clock() < until:
+                pass
+            self.look()
         self._finish()
 
     def serve_once(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` for one message, answer it, and do what else is due."""
+        self.answer(timeout_s)
+        self.look()
+
+    def answer(self, timeout_s: float) -> bool:
+        """Wait up to `timeout_s` for one message and answer it. Returns: there was one."""
         try:
             received = self._transport.recv(timeout_s)
         except RemoteProtocolError as error:
             self.shard.counts["junk"] += 1
             logger.debug("junk shard=%d: %s", self.shard.config.index, error)
-            received = None
+            return True
         if received is not None:
             peer, frames = received
-            reply = respond(self.shard, peer, frames, self._clock())
+            reply = respond(self.shard, peer, frames, self._clock(), self._shared)
+            del received, frames  # the memory of a push goes back before that of the next comes
             delivery = self._transport.send(peer, [encode(reply.message), *reply.payload])
             if delivery is None:
                 self.shard.counts["unsent"] += 1  # the peer asks again; the table makes it safe
                 reply.release()
             elif reply.pins:
                 self._sending.append((delivery, reply))
+            self._release_sent()
+            return True
         self._release_sent()
+        return False
+
+    def look(self) -> None:
+        """Do what is due besides messages: snapshots, and letting go of dead workers' memory."""
         self._save_if_due()
+        if self._shared is not None and self._clock() - self._swept_at >= SWEEP_S:
+            self._swept_at = self._clock()
+            self._shared.sweep()
 
     def _release_sent(self) -> None:
         if self._sending:

@@ -26,17 +26,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 import torch
 from torch import Tensor
 
 from distbelief.param_server import wire
 from distbelief.param_server.buffers import BufferMerge
+from distbelief.param_server.compress import Scratch as CompressScratch
+from distbelief.param_server.compress import decode_, encode_, frame_bytes
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import RemoteProtocolError
 from distbelief.param_server.image import PartImage, ShardImage
-from distbelief.param_server.part import VALUES, Applied, Part, Pin
+from distbelief.param_server.layout import PartRange
+from distbelief.param_server.part import VALUES, Applied, Heap, Home, Part, Scratch
 from distbelief.param_server.partition import Partition
 from distbelief.param_server.protocol import (
     Ack,
@@ -56,6 +59,7 @@ from distbelief.param_server.protocol import (
     Refusal,
     Report,
     Welcome,
+    as_bytes,
     as_frame,
     as_tensor,
     checksum,
@@ -69,6 +73,8 @@ TEXTS_MAX = 2048
 """Characters for the reasons of one ack: it has to fit into a header whatever happened."""
 
 Frame = bytes | memoryview
+Payload = Sequence[Frame] | Sequence[Tensor]
+"""Frames of a message; tensors, one a part, where a push lies in shared memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +93,35 @@ class ShardConfig:
     """How often this shard was started, from 1; never reused."""
 
 
+class Held(Protocol):
+    """What a reply's payload points to."""
+
+    def release(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One reply. `pins` hold what the payload points to: release them when it has been sent."""
 
     message: AnyReply
     payload: tuple[Frame, ...] = ()
-    pins: tuple[Pin, ...] = ()
+    pins: tuple[Held, ...] = ()
 
     def release(self) -> None:
         for pin in self.pins:
             pin.release()
+
+
+class _Fate(NamedTuple):
+    """What became of a part's push: a word of STATUSES, and why."""
+
+    word: str
+    why: str = ""
+
+
+_GOOD = _Fate("applied")
+_NOT_SPENT = ("dup", "spent", "gap", "conflict")
+"""Words after which the seq is not consumed by this message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +146,11 @@ class Shard:
         config: ShardConfig,
         image: ShardImage | None = None,
         on_apply: Callable[[Application], None] | None = None,
+        make_home: Callable[[Sequence[PartRange]], Home] | None = None,
     ) -> None:
         """image: what to go on from; config.epoch must then be above the image's.
+
+        make_home: called once the parts are known; gives where their values live.
 
         Raises: ValueError if the image is of another shard or a later epoch.
         """
@@ -138,7 +165,10 @@ class Shard:
         self._sessions: dict[bytes, tuple[str, int]] = {}
         self._heard: dict[str, float] = {}
         self._has_left: set[str] = set()
+        self._decoded = Scratch()
+        self._frames = _Frames(1)
         self._on_apply = on_apply
+        self._make_home = make_home
         if image is not None:
             self._restore(image)
 
@@ -158,12 +188,11 @@ class Shard:
         """Version of the part that is furthest behind."""
         return min((part.version for part in self.parts.values()), default=0)
 
-    def handle(
-        self, peer: bytes, message: AnyRequest, payload: Sequence[Frame], now: float
-    ) -> Reply:
+    def handle(self, peer: bytes, message: AnyRequest, payload: Payload, now: float) -> Reply:
         """Take one message and give the reply to it.
 
-        peer: the connection it came from. payload: read only, and not kept after the call.
+        peer: the connection it came from. payload: read only, and not kept after the call; of a
+        push in shared memory the gradients of its parts, as tensors.
         now: seconds on any monotonic clock; only reported, it decides nothing.
         """
         refusal = self._turn_away(peer, message)
@@ -252,8 +281,34 @@ class Shard:
             )
         return None
 
-    def _answer(
-        self, peer: bytes, message: AnyRequest, payload: Sequence[Frame]
+    def _answer(self, peer: bytes, message: AnyRequest, payload: Payload) -> Reply | Refusal:
+        if isinstance(message, Push):
+            return self._push_or_refuse(message, payload)
+        frames = [frame for frame in payload if not isinstance(frame, Tensor)]
+        return self._answer_frames(peer, message, frames)
+
+    def _push_or_refuse(self, message: Push, payload: Payload) -> Reply | Refusal:
+        refusal = self._not_ready() or self._foreign_part(message.part)
+        if refusal is not None:
+            return refusal
+        if len(payload) != len(message.part):
+            return _junk(f"a push of {len(message.part)} parts with {len(payload)} frames")
+        return self._push(message, payload)
+
+    def _not_ready(self) -> Refusal | None:
+        if self.is_ready:
+            return None
+        return Refusal(
+            code="not-ready",
+            text=f"shard {self.config.index} has no parameters yet: the first worker brings "
+            "them; ask again",
+        )
+
+    def _answer_frames(
+        self,
+        peer: bytes,
+        message: Hello | Init | Fetch | Merge | Leave | Query,
+        payload: Sequence[Frame],
     ) -> Reply | Refusal:
         if isinstance(message, Hello):
             return self._hello(peer, message, payload)
@@ -265,23 +320,13 @@ class Shard:
             return Reply(Report(ep=self.config.epoch), (frame,))
         if isinstance(message, Init):
             return self._init(message, payload)
-        if not self.is_ready:
-            return Refusal(
-                code="not-ready",
-                text=f"shard {self.config.index} has no parameters yet: the first worker brings "
-                "them; ask again",
-            )
+        refusal = self._not_ready()
+        if refusal is not None:
+            return refusal
         if isinstance(message, Merge):
             return self._merge(message, payload)
-        foreign = self._foreign_part(message.part)
-        if foreign is not None:
-            return foreign
         if isinstance(message, Fetch):
-            return self._params(message)
-        if isinstance(message, Push):
-            if len(payload) != len(message.part):
-                return _junk(f"a push of {len(message.part)} parts with {len(payload)} frames")
-            return self._push(message, payload)
+            return self._foreign_part(message.part) or self._params(message)
         assert_never(message)
 
     def _foreign_part(self, parts: Sequence[int]) -> Refusal | None:
@@ -349,11 +394,13 @@ class Shard:
         return None
 
     def _adopt(self, contract: Contract) -> None:
-        partition = Partition(contract.layout, self.config.num_shards)
-        self.parts = {
-            part.index: Part(part, contract) for part in partition.parts_of(self.config.index)
-        }
+        ranges = Partition(contract.layout, self.config.num_shards).parts_of(self.config.index)
+        heap, scratch = Heap(), Scratch()
+        home = heap if self._make_home is None else self._make_home(ranges)
+        self.parts = {part.index: Part(part, contract, home, heap, scratch) for part in ranges}
         self.contract = contract
+        self._decoded = scratch
+        self._frames = _Frames(max(part.numel for part in ranges))
 
     # Values in and out
 
@@ -380,16 +427,26 @@ class Shard:
 
     def _params(self, message: Fetch) -> Reply:
         parts = [self.parts[index] for index in message.part]
-        pins = tuple(part.pin() for part in parts)
+        payload, pins = self._values(parts, message.back) if message.values else ((), ())
         params = Params(
             ep=self.config.epoch,
             part=message.part,
             version=tuple(part.version for part in parts),
             samples=tuple(part.samples for part in parts),
             bseq=tuple(_row(part.table, message.w, message.inc).seq for part in parts),
-            numel=tuple(part.range.numel for part in parts),
+            numel=tuple(part.range.numel for part in parts) if message.values else (),
         )
-        return Reply(params, tuple(as_frame(pin[VALUES]) for pin in pins), pins)
+        return Reply(params, payload, pins)
+
+    def _values(
+        self, parts: Sequence[Part], form: str
+    ) -> tuple[tuple[Frame, ...], tuple[Held, ...]]:
+        """Frames of the current values, and what holds them."""
+        if form == "float32":
+            pins = tuple([part.pin() for part in parts])
+            return tuple([as_frame(pin[VALUES]) for pin in pins]), pins
+        loans = tuple([self._frames.write(form, part.values) for part in parts])
+        return tuple([as_frame(loan.frame) for loan in loans]), loans
 
     def _merge(self, message: Merge, payload: Sequence[Frame]) -> Reply | Refusal:
         assert self.contract is not None
@@ -420,95 +477,135 @@ class Shard:
 
     # Push
 
-    def _push(self, message: Push, payload: Sequence[Frame]) -> Reply:
-        status: list[str] = []
-        text: list[str] = []
-        staleness: list[int] = []
-        for column, index in enumerate(message.part):
-            word, why, stale = self._push_part(message, column, self.parts[index], payload[column])
-            self.counts[word] += 1
-            status.append(word)
-            text.append(wire.sayable(why, TEXTS_MAX // len(message.part)))
-            staleness.append(stale)
+    def _push(self, message: Push, payload: Payload) -> Reply:
+        w, inc = message.w, message.inc
         parts = [self.parts[index] for index in message.part]
-        pins = tuple(part.pin() for part in parts) if message.fetch else ()
+        grads = [_gradient(message.dt, frame) for frame in payload]
+        rows = [_row(part.table, w, inc) for part in parts]
+        columns = range(len(parts))
+        # Judged first, applied then, booked at the end: while megabytes pass through the cache the
+        # loop in the middle must be short (in one loop the rest of the work took twice as long).
+        fates = [
+            self._judge(message, column, parts[column], rows[column], grads[column])
+            for column in columns
+        ]
+        for column in columns:
+            if fates[column] is _GOOD:
+                grad = grads[column]
+                assert grad is not None
+                fates[column] = self._apply(message, column, parts[column], grad)
+        staleness = self._book(message, parts, rows, fates)
+        text = [fate.why for fate in fates if fate.why]
+        if text:
+            limit = TEXTS_MAX // len(text)
+            text = [wire.sayable(fate.why, limit) for fate in fates]
+        numel = [part.range.numel for part in parts] if message.fetch else []
+        back, pins = self._values(parts, message.back) if message.fetch else ((), ())
         ack = Ack(
             ep=self.config.epoch,
             seq=message.seq,
             part=message.part,
-            status=tuple(status),
+            status=tuple([fate.word for fate in fates]),
             text=tuple(text),
-            version=tuple(part.version for part in parts),
-            samples=tuple(part.samples for part in parts),
-            bseq=tuple(_row(part.table, message.w, message.inc).seq for part in parts),
+            version=tuple([part.version for part in parts]),
+            samples=tuple([part.samples for part in parts]),
+            bseq=tuple([_row(part.table, w, inc).seq for part in parts]),
             staleness=tuple(staleness),
-            durable=tuple(_row(part.durable, message.w, message.inc).seq for part in parts),
-            numel=tuple(part.range.numel for part in parts) if message.fetch else (),
+            durable=tuple([_row(part.durable, w, inc).seq for part in parts]),
+            numel=tuple(numel),
         )
-        return Reply(ack, tuple(as_frame(pin[VALUES]) for pin in pins), pins)
+        return Reply(ack, back, pins)
 
-    def _push_part(
-        self, message: Push, column: int, part: Part, frame: Frame
-    ) -> tuple[str, str, int]:
-        """(status, why, staleness) of one part of a push; rules 2 to 4 of the top of this file."""
-        row = _row(part.table, message.w, message.inc)
-        index, seq, crc = part.range.index, message.seq, message.crc[column]
-        grad = as_tensor(frame)
-        who = f"{message.w} push {seq} part {index}"
-        if seq <= row.seq:
-            if seq in row.refused:
-                return "spent", f"{who}: seq {seq} was refused before", 0
-            if seq == row.seq and (grad is None or checksum(grad) != row.crc):
-                return "conflict", f"{who}: seq {seq} was used before with other content", 0
-            return "dup", "", 0
-        if seq > row.seq + 1:
-            return "gap", f"{who}: the next seq here is {row.seq + 1}", 0
-
-        word, why, norm = self._examine(message, column, part, grad, who)
-        if word == "applied":
-            assert grad is not None
-            stale = max(
-                0, part.version - message.base[column] - row.own_since(message.bseq[column])
-            )
-            is_steady = not self._has_left and self._all_pushed(part)
-            try:
-                part.apply_(grad, message.samples, message.absent[column], norm)
-            except RemoteProtocolError as error:  # the mask does not fit
-                word, why = "numel", f"{who}: {error}"
-        part.table[message.w] = row.after(seq, crc, is_applied=word == "applied")
-        if word != "applied":
-            return word, why, 0
-        self.staleness.add(stale, is_steady=is_steady)
-        if self._on_apply is not None:
-            self._on_apply(
-                Application(
-                    index, part.version, message.w, message.inc, seq, stale, message.samples, crc
-                )
-            )
-        return word, "", stale
-
-    def _examine(
-        self, message: Push, column: int, part: Part, grad: Tensor | None, who: str
-    ) -> tuple[str, str, float]:
-        """(status, why, norm of the gradient); nothing is changed."""
-        numel = part.range.numel
-        if grad is None or grad.numel() != numel or message.numel[column] != numel:
+    def _judge(
+        self, message: Push, column: int, part: Part, row: Applied, grad: Tensor | None
+    ) -> "_Fate":
+        """Rules 2 and 3 of the top of this file, but for the values; nothing is changed."""
+        if message.seq != row.seq + 1:
+            return self._out_of_turn(message, column, part, row, grad)
+        numel, base = part.range.numel, message.base[column]
+        if (
+            grad is None
+            or (grad.dtype == torch.float32 and grad.numel() != numel)
+            or (message.numel and message.numel[column] != numel)
+        ):
             came = "odd bytes" if grad is None else f"{grad.numel()} values"
-            return "numel", f"{who}: {came}, the part has {numel}: was the model changed?", 0.0
-        if checksum(grad) != message.crc[column]:
-            return "checksum", f"{who}: damaged on the way", 0.0
-        if message.base[column] > part.version:
-            return (
-                "base",
-                f"{who}: base version {message.base[column]}, the part is at {part.version}",
-                0.0,
-            )
-        # One pass: NaN and Inf anywhere show in the sum of squares (1.1 ms for 28 MB; isfinite
-        # takes 37 ms and runs only to name the culprit).
+            why = f"{_who(message, part)}: {came}, the part has {numel}: was the model changed?"
+            return _Fate("numel", why)
+        if message.crc and checksum(grad) != message.crc[column]:
+            return _Fate("checksum", f"{_who(message, part)}: damaged on the way")
+        if base > part.version:
+            why = f"{_who(message, part)}: base version {base}, the part is at {part.version}"
+            return _Fate("base", why)
+        return _GOOD
+
+    def _apply(self, message: Push, column: int, part: Part, grad: Tensor) -> "_Fate":
+        """Rule 3, the values, and rule 4: the update."""
+        if grad.dtype != torch.float32:
+            decoded = self._decoded.of(part.range.numel)
+            try:
+                decode_(message.dt, as_frame(grad), decoded)
+            except RemoteProtocolError as error:
+                return _Fate("form", f"{_who(message, part)}: {error}")
+            grad = decoded
+        # One pass: NaN and Inf anywhere show in the sum of squares. It takes 1.1 ms for 28 MB, of
+        # which the update gets half back, as it finds the gradient in the cache (isfinite takes
+        # 37 ms and runs only to name the culprit).
         square = float(torch.dot(grad, grad))
-        if not math.isfinite(square):
-            return "nonfinite", f"{who}: gradient of {self._bad_element(part.range.index, grad)}", 0
-        return "applied", "", math.sqrt(square)
+        if not square < math.inf:  # NaN is not either
+            why = f"{_who(message, part)}: gradient of {self._bad_element(part.range.index, grad)}"
+            return _Fate("nonfinite", why)
+        absent = message.absent[column] if message.absent else b""
+        try:
+            part.apply_(grad, message.samples, absent, math.sqrt(square))
+        except RemoteProtocolError as error:  # the mask does not fit
+            return _Fate("numel", f"{_who(message, part)}: {error}")
+        return _GOOD
+
+    def _book(
+        self, message: Push, parts: list[Part], rows: list[Applied], fates: list["_Fate"]
+    ) -> list[int]:
+        """Write down what became of a push; returns its staleness, part by part."""
+        w, inc, seq = message.w, message.inc, message.seq
+        self.counts.update([fate.word for fate in fates])
+        crcs = message.crc or (0,) * len(parts)
+        staleness = []
+        for column, (part, row, fate) in enumerate(zip(parts, rows, fates, strict=True)):
+            stale = 0
+            if fate is _GOOD:
+                own = row.own_since(message.bseq[column])
+                stale = max(0, part.version - 1 - message.base[column] - own)
+                is_steady = not self._has_left and len(part.table) >= self.config.num_workers
+                self.staleness.add(stale, is_steady=is_steady)
+                if self._on_apply is not None:
+                    self._on_apply(
+                        Application(
+                            part.range.index,
+                            part.version,
+                            w,
+                            inc,
+                            seq,
+                            stale,
+                            message.samples,
+                            crcs[column],
+                        )
+                    )
+            if fate.word not in _NOT_SPENT:
+                part.table[w] = row.after(seq, crcs[column], is_applied=fate is _GOOD)
+            staleness.append(stale)
+        return staleness
+
+    def _out_of_turn(
+        self, message: Push, column: int, part: Part, row: Applied, grad: Tensor | None
+    ) -> "_Fate":
+        """Rule 2: a repetition, or a hole."""
+        who, seq = _who(message, part), message.seq
+        if seq > row.seq:
+            return _Fate("gap", f"{who}: the next seq here is {row.seq + 1}")
+        if seq in row.refused:
+            return _Fate("spent", f"{who}: seq {seq} was refused before")
+        if seq == row.seq and message.crc and (grad is None or checksum(grad) != row.crc):
+            return _Fate("conflict", f"{who}: seq {seq} was used before with other content")
+        return _Fate("dup")
 
     def _bad_element(self, index: int, values: Tensor) -> str:
         assert self.contract is not None
@@ -520,9 +617,6 @@ class Shard:
         return (
             f"{name} is {float(values[first])} ({len(bad)} values of part {index} are not finite)"
         )
-
-    def _all_pushed(self, part: Part) -> bool:
-        return len(part.table) >= self.config.num_workers
 
     # Restore
 
@@ -541,8 +635,7 @@ class Shard:
         self._adopt(image.contract)
         for saved in image.parts:
             part = self.parts[saved.index]
-            part.load_(dict(saved.tensors))
-            part.version, part.samples = saved.version, saved.samples
+            part.load_(saved.tensors, saved.version, saved.samples)
             part.table = dict(saved.table)
             part.durable = dict(saved.table)
         self.staleness = Staleness.merged([image.staleness])
@@ -554,6 +647,45 @@ def _row(table: Mapping[str, Applied], w: str, inc: int) -> Applied:
     """How far an incarnation has come; a new one begins at 0, whatever the one before pushed."""
     row = table.get(w)
     return row if row is not None and row.inc == inc else Applied(inc)
+
+
+def _gradient(form: str, frame: Frame | Tensor) -> Tensor | None:
+    """A pushed part as 1-D float32; as uint8 where it has to be decoded; None for odd bytes."""
+    if isinstance(frame, Tensor):
+        return frame
+    return as_tensor(frame) if form == "float32" else as_bytes(frame)
+
+
+@dataclass(slots=True)
+class _Loan:
+    """A frame that a reply points to."""
+
+    frame: Tensor
+    home: list[Tensor]
+
+    def release(self) -> None:
+        self.home.append(self.frame)
+
+
+class _Frames:
+    """Writes values as frames of compress.py, into memory that is used again."""
+
+    def __init__(self, numel_max: int) -> None:
+        self._numel_max = numel_max
+        self._scratch: CompressScratch | None = None
+        self._free: dict[int, list[Tensor]] = {}
+
+    def write(self, form: str, values: Tensor) -> _Loan:
+        self._scratch = self._scratch or CompressScratch(self._numel_max)
+        size = frame_bytes(form, values.numel())
+        free = self._free.setdefault(size, [])
+        frame = free.pop() if free else torch.empty(size, dtype=torch.uint8)
+        encode_(form, values, frame, self._scratch)
+        return _Loan(frame, free)
+
+
+def _who(message: Push, part: Part) -> str:
+    return f"{message.w} push {message.seq} part {part.range.index}"
 
 
 def _fenced(w: str, inc: int, known: int) -> Refusal:

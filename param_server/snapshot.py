@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +165,7 @@ def _head(image: ShardImage) -> dict[str, Any]:  # Any: JSON
                 "index": part.index,
                 "version": part.version,
                 "samples": part.samples,
-                "table": {w: asdict(row) for w, row in part.table.items()},
+                "table": {w: row._asdict() for w, row in part.table.items()},
                 "tensors": sorted(part.tensors),
             }
             for part in image.parts

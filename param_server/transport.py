@@ -6,9 +6,11 @@ Settings of ZeroMQ and their reasons stand beside them: the defaults lose or hoa
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -30,6 +32,24 @@ FRAME_MAX = 64 * 2**20
 
 COPY_BELOW = 65_536
 """pyzmq copies smaller frames on sending anyway; larger ones are sent from where they lie."""
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_MALLOC_KEEPS = 32 * 2**20
+"""The most that glibc takes as a threshold."""
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep what ZeroMQ frees for the next message. For a whole process, at its start.
+
+    By default glibc gives every received megabyte back to the kernel, and the next one has to be
+    mapped and zeroed again: 2,000 to 4,700 page faults for each push and fetch of 28 MB.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another libc: slower, not wrong
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(_M_MMAP_THRESHOLD, _MALLOC_KEEPS)
+            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class Delivery(Protocol):
@@ -79,20 +99,15 @@ class ClientTransport(Protocol):
     def close(self) -> None: ...
 
 
-class _Trackers:
-    """Delivery of one multipart message: pyzmq's tracker covers one frame, so all are kept."""
+class _Sent:
+    """Delivery of one multipart message, by its last large frame: they are written in order."""
 
-    def __init__(self) -> None:
-        self._trackers: list[zmq.MessageTracker] = []
-
-    def add(self, tracker: zmq.MessageTracker | None) -> None:
-        if tracker is not None:
-            self._trackers.append(tracker)
+    def __init__(self, tracker: zmq.MessageTracker | None) -> None:
+        self._tracker = tracker
 
     @property
     def is_done(self) -> bool:
-        self._trackers = [tracker for tracker in self._trackers if not tracker.done]
-        return not self._trackers
+        return self._tracker is None or self._tracker.done
 
 
 def _configure(sock: zmq.Socket[bytes]) -> None:
@@ -130,16 +145,24 @@ def _recv_frames(sock: zmq.Socket[bytes], keep: int) -> list[zmq.Frame]:
     return frames
 
 
-def _send_frames(sock: zmq.Socket[bytes], frames: Sequence[Frame | bytes], flags: int) -> _Trackers:
-    trackers = _Trackers()
+def _send_frames(
+    sock: zmq.Socket[bytes], frames: Sequence[Frame | bytes], flags: int, *, track: bool
+) -> _Sent:
+    """Send, large frames from where they lie. track: tell when their memory is free again.
+
+    pyzmq's tracker of a whole multipart message is that of its last frame, whatever its size.
+    """
+    large = [memoryview(frame).nbytes >= COPY_BELOW for frame in frames]
     last = len(frames) - 1
+    tracked = max((i for i, is_large in enumerate(large) if is_large), default=-1) if track else -1
+    tracker = None
     for i, frame in enumerate(frames):
         more = flags | (zmq.SNDMORE if i < last else 0)
-        if memoryview(frame).nbytes < COPY_BELOW:
-            sock.send(frame, more)
+        if i == tracked:
+            tracker = sock.send(frame, more, copy=False, track=True)
         else:
-            trackers.add(sock.send(frame, more, copy=False, track=True))
-    return trackers
+            sock.send(frame, more, copy=not large[i])
+    return _Sent(tracker)
 
 
 class ZmqServer:
@@ -169,17 +192,23 @@ class ZmqServer:
             self._socket.close()
             raise OSError(error.errno, os.strerror(error.errno or 0)) from error
         self.endpoint = f"tcp://{host}:{port}"
+        self._timeout_ms = -1
 
     def recv(self, timeout_s: float) -> tuple[bytes, list[Frame]] | None:
-        if not self._socket.poll(int(timeout_s * 1000)):
+        timeout_ms = int(timeout_s * 1000)
+        if timeout_ms != self._timeout_ms:
+            self._socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
+            self._timeout_ms = timeout_ms
+        try:
+            frames = _recv_frames(self._socket, FRAMES_MAX + 1)
+        except zmq.Again:
             return None
-        frames = _recv_frames(self._socket, FRAMES_MAX + 1)
         peer: bytes = frames[0].bytes
         return peer, [frame.buffer for frame in frames[1:]]
 
     def send(self, peer: bytes, frames: Sequence[Frame]) -> Delivery | None:
         try:
-            return _send_frames(self._socket, [peer, *frames], zmq.DONTWAIT)
+            return _send_frames(self._socket, [peer, *frames], zmq.DONTWAIT, track=True)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH, errno.ECONNRESET):
                 return None
@@ -215,7 +244,7 @@ class ZmqClient:
         self._links[link] = dealer
 
     def send(self, link: int, frames: Sequence[Frame]) -> None:
-        _send_frames(self._links[link], frames, 0)
+        _send_frames(self._links[link], frames, 0, track=False)
 
     def recv(self, timeout_s: float) -> tuple[int, list[Frame]] | None:
         if not self._ready:

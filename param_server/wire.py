@@ -12,9 +12,11 @@ RemoteProtocolError. No pickle.
 """
 
 import math
+import operator
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from itertools import repeat
 from typing import Any, ClassVar, Protocol
 
 import msgpack
@@ -153,10 +155,25 @@ def _check(hint: Any) -> Callable[[object], bool]:  # Any: annotations have no c
         element, dots = typing.get_args(hint)
         assert dots is Ellipsis, hint
         of_element = _CHECKS[element]
+        if element is int:
+            return _ints
         return lambda value: (
             type(value) is tuple and len(value) <= LIST_MAX and all(map(of_element, value))
         )
     return _CHECKS[hint]
+
+
+def _ints(value: object) -> bool:
+    """Columns are long and on the way of every push: 1 us for 27 of them, one by one 4."""
+    return type(value) is tuple and (
+        not value
+        or (
+            len(value) <= LIST_MAX
+            and all(map(operator.is_, map(type, value), repeat(int)))
+            and min(value) >= 0
+            and max(value) < INT_END
+        )
+    )
 
 
 def _unique(pairs: list[tuple[object, object]]) -> dict[object, object]:

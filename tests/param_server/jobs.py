@@ -10,7 +10,7 @@ from torch import Tensor
 from distbelief.param_server.buffers import BufferLayout
 from distbelief.param_server.client import Client, Identity
 from distbelief.param_server.contract import Contract
-from distbelief.param_server.layout import Entry, Group, Layout
+from distbelief.param_server.layout import PART_MAX, Entry, Group, Layout
 from distbelief.param_server.link import Patience
 from distbelief.param_server.protocol import (
     Ack,
@@ -39,7 +39,7 @@ RUN, TOKEN = "job", "secret"
 def make_layout(
     *tensors: tuple[str, tuple[int, ...], int],
     groups: Sequence[Group] = (Group(lr=0.1),),
-    part_max: int = 2**20,
+    part_max: int = PART_MAX,
 ) -> Layout:
     entries, offset = [], 0
     for name, shape, group in tensors:

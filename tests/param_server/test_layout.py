@@ -190,7 +190,7 @@ def test_groups_are_no_difference_of_tensors():
     [
         (make_layout(("w", (10, 13), 0), ("b", (8,), 0), ("v", (50,), 0)), r"b \[7\] .*b \[8\]"),
         (make_layout(("w", (10, 13), 0), ("b", (7,), 0)), r"v \[50\] .*only here"),
-        (replace(LAYOUT, part_max=64), "part_max 1048576 here, 64 there"),
+        (replace(LAYOUT, part_max=64), "part_max 262144 here, 64 there"),
         (
             replace(
                 LAYOUT, entries=(replace(LAYOUT.entries[0], dtype="float16"), *LAYOUT.entries[1:])

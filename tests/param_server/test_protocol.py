@@ -112,6 +112,7 @@ def test_every_status_is_explained():
         "spent",
         "nonfinite",
         "numel",
+        "form",
         "checksum",
         "base",
         "conflict",

@@ -43,6 +43,11 @@ def state(rule, numel=NUMEL):
     return {slot: torch.zeros(numel) for slot in rule.slots}
 
 
+def step_of(rule, values, grad, state, **how):
+    """One step of a rule on whole tensors."""
+    rule.apply_([values], [grad], {slot: [tensor] for slot, tensor in state.items()}, **how)
+
+
 def grads(steps=STEPS, numel=NUMEL):
     draw = torch.Generator().manual_seed(1)
     return [torch.randn(numel, generator=draw) for _ in range(steps)]
@@ -52,7 +57,7 @@ def ours(name, start, steps, decay=None):
     rule, weight_decay = TABLE[name][:2]
     values, slots = start.clone(), state(rule, len(start))
     for step, grad in enumerate(steps):
-        rule.apply_(values, grad, slots, lr=LR, weight_decay=weight_decay, step=step)
+        step_of(rule, values, grad, slots, lr=LR, weight_decay=weight_decay, step=step)
     return values, slots
 
 
@@ -97,7 +102,7 @@ def test_a_rule_goes_on_from_copied_state_as_if_nothing_had_happened(name):
     values, slots = ours(name, torch.ones(NUMEL), steps[:7])
     values, slots = values.clone(), {slot: tensor.clone() for slot, tensor in slots.items()}
     for step, grad in enumerate(steps[7:], start=7):
-        rule.apply_(values, grad, slots, lr=LR, weight_decay=decay, step=step)
+        step_of(rule, values, grad, slots, lr=LR, weight_decay=decay, step=step)
     assert torch.equal(values, straight)
 
 
@@ -107,7 +112,7 @@ def test_a_rule_finds_the_minimum_of_a_quadratic(name):
     target = torch.linspace(-1, 1, 64)
     values, slots = torch.zeros(64), state(rule, 64)
     for step in range(400):
-        rule.apply_(values, values - target, slots, lr=0.2, weight_decay=0.0, step=step)
+        step_of(rule, values, values - target, slots, lr=0.2, weight_decay=0.0, step=step)
     assert (values - target).abs().max() < 0.02
 
 
@@ -120,7 +125,8 @@ def test_cutting_a_vector_into_parts_changes_no_bit(name):
     for step, grad in enumerate(grads()):
         for low in range(0, NUMEL, 64):  # parts begin at multiples of 64
             part = slice(low, low + 64)
-            rule.apply_(
+            step_of(
+                rule,
                 cut[part],
                 grad[part],
                 {slot: tensor[part] for slot, tensor in cut_state.items()},

@@ -49,8 +49,8 @@ VALUES = {
 def value_of(cls, name, hint, length):
     if name in ("run", "w"):
         return st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True)
-    if name == "dt":
-        return st.just("float32")
+    if name in ("dt", "back"):
+        return st.sampled_from(["float32", "bfloat16", "int8", "topk"])
     if name == "seq" and cls is Push:
         return st.integers(1, INT_END - 1)
     if typing.get_origin(hint) is tuple:
@@ -66,7 +66,13 @@ def messages(draw, classes=tuple(EVERY)):
     cls = draw(st.sampled_from(classes))
     length = draw(st.integers(1, 5))
     hints = typing.get_type_hints(cls)
-    return cls(**{f.name: draw(value_of(cls, f.name, hints[f.name], length)) for f in fields(cls)})
+    made = {f.name: draw(value_of(cls, f.name, hints[f.name], length)) for f in fields(cls)}
+    if cls is Push:
+        made["place"] = 0
+        if draw(st.booleans()):  # in shared memory
+            made |= {"dt": "shared", "place": draw(VALUES[int]), "numel": (), "crc": ()}
+            made |= {"fetch": False, "absent": ()}
+    return cls(**made)
 
 
 def codec_of(message):
