@@ -12,13 +12,14 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean install install-dev
+.PHONY: help demo test lint bench bench-peers clean install install-dev
 
 help:
 	@echo "make demo    train a small model on this machine; DEMO_ARGS='$(DEMO_ARGS)'"
 	@echo "make test    lint, then all tests; PYTEST_ARGS='-m \"not ray\"' to choose"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   the experiment behind the numbers in the README"
+	@echo "make bench-peers    distbelief beside Ray, torch RPC and gloo, at the same work"
 	@echo "make clean   remove builds, caches and run folders, not .venv"
 
 demo: install
@@ -35,6 +36,9 @@ lint: install-dev
 
 bench: install-dev
 	$(BIN)/python tests/bench/fashion_mnist.py $(BENCH_ARGS)
+
+bench-peers: install-dev
+	$(BIN)/python tests/bench/peers.py $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist *.egg-info runs htmlcov .coverage .coverage.*

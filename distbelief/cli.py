@@ -23,6 +23,7 @@ COMMANDS = {
     "resume": "resume:resume_command",
     "runs": "runs:runs_group",
     "eval": "eval:eval_command",
+    "bench": "bench:bench_group",
     "config": "config:config_group",
     "completion": "completion:completion_command",
 }

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(240
 ROOT = Path(__file__).resolve().parent.parent
 MAPPING = {
     "distbelief": "distbelief",
+    "distbelief/bench": "distbelief/bench",
     "distbelief/commands": "distbelief/commands",
     "distbelief/model": "model",
     "distbelief/workers": "workers",
