@@ -20,6 +20,7 @@ from typing import Any
 
 import tomli_w
 
+from distbelief.param_server.compress import Compression
 from distbelief.param_server.layout import Group
 from distbelief.param_server.schedule import Schedule
 from distbelief.param_server.update import Rule, make_rule
@@ -130,6 +131,9 @@ class TrainConfig:
     """Steps from one push to the next; a push carries their sum."""
     fetch_policy: str = "fresh"
     """`fresh` waits for the answer to its own push; `latest` never waits."""
+    overlap: bool | None = None
+    """Parts of a gradient leave while backward is still running. By default where that is allowed
+    (`fresh`, n_fetch = n_push = 1, no clip_norm) and each tensor gets its gradient in one piece."""
     local_lr: float | None = None
     """The paper's alpha, the local step between two fetches; by default `lr` for `sgd`,
     `momentum` and `nesterov`, and 0 for the adaptive rules, whose lr is no rate of a plain step."""
@@ -159,6 +163,7 @@ class TrainConfig:
             fetch_policy=self.fetch_policy,
             local_lr=local_lr,
             clip_norm=self.clip_norm,
+            overlap=self.overlap,
         )
 
     @property
@@ -181,6 +186,21 @@ class NetConfig:
     """Allow another than loopback although nothing is encrypted."""
     port: int = 0
     """The controller listens on this port and shard i on port + 1 + i; 0 takes free ones."""
+    shared_memory: bool = True
+    """Gradients and parameters stay in memory that workers and shards of one host share."""
+    compress_push: str = "float32"
+    """Form of gradients on the network: `float32` (not compressed), `bfloat16`, `int8`, `topk`."""
+    compress_fetch: str = "float32"
+    """Form of parameters on the network: `float32`, `bfloat16` or `int8`."""
+    compress_top: float = 0.01
+    """Share of a gradient that `topk` sends."""
+
+    @property
+    def compression(self) -> Compression:
+        """Raises: ValueError for what makes no sense."""
+        return Compression(
+            push=self.compress_push, fetch=self.compress_fetch, top=self.compress_top
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +283,8 @@ class Job:
             )
         # Checked here, so that a mistake is found before any process is started.
         Until.parse(self.until)
-        _ = self.train.rule, self.train.groups, self.worker_config
+        _ = self.train.groups, self.worker_config
+        self.net.compression.check(self.train.rule, self.train.clip_part_norm)
 
     @property
     def worker_config(self) -> WorkerConfig:
@@ -273,6 +294,7 @@ class Job:
             merge_every_steps=self.train.merge_every_steps,
             device=self.device,
             downpour=self.train.downpour,
+            compression=self.net.compression,
         )
 
     def schedule(self, num_samples: int) -> Schedule:

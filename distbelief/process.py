@@ -27,8 +27,9 @@ from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import DistBeliefError, Refused
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
+from distbelief.param_server.shared import Shared
 from distbelief.param_server.snapshot import SnapshotStore
-from distbelief.param_server.transport import ZmqClient, ZmqServer
+from distbelief.param_server.transport import ZmqClient, ZmqServer, keep_freed_memory
 from distbelief.param_server.wire import sayable
 from distbelief.problem import Problem
 from distbelief.run_script import run_script
@@ -52,6 +53,7 @@ def run_process(spec: Spec) -> None:
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     job = Job.from_json(spec.job)
+    keep_freed_memory()
     torch.set_num_threads(_threads(job, spec.role))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
@@ -157,11 +159,13 @@ def _run_shard(
     image = found[0] if found is not None else None
     if image is not None and spec.contract:
         image = replace(image, contract=Contract.from_json(spec.contract.encode()))
-    shard = Shard(config, image=image)
+    shared = Shared(is_on=job.net.shared_memory)
+    shard = Shard(config, image=image, make_home=shared.make_home)
     transport = listen(context, job.net, 1 + spec.index)
     halt = threading.Event()
     try:
-        server = ShardServer(shard, transport, store, SnapshotConfig(every_s=job.save.every_s))
+        saving = SnapshotConfig(every_s=job.save.every_s)
+        server = ShardServer(shard, transport, store, saving, shared=shared)
         control.ask(
             Serving(
                 run=spec.run,
@@ -183,6 +187,7 @@ def _run_shard(
             raise Problem("DB-STORE-001", server.storage_error)
     finally:
         transport.close()
+        shared.close()
 
 
 class _Beating:
@@ -254,9 +259,11 @@ def listen(context: "zmq.Context[zmq.Socket[bytes]]", net: NetConfig, place: int
 
 
 def _threads(job: Job, role: str) -> int:
+    cores = os.cpu_count() or 1
     if role == "shard":
-        return 1
-    return job.threads or max(1, (os.cpu_count() or 1) // job.workers)
+        # Cores that no worker needs; beyond 4 the memory is the limit.
+        return min(max(1, (cores - job.workers) // job.shards), 4)
+    return job.threads or max(1, cores // job.workers)
 
 
 def main() -> None:

@@ -39,7 +39,8 @@ def run_script(
     """
     identity = Identity(run=spec.run, w=spec.name, inc=spec.inc, token=spec.token)
     info = WorkerInfo(index=spec.index, count=job.workers)
-    joined = Joined(identity, control, make_transport, info, job.seed)
+    compression = job.net.compression
+    joined = Joined(identity, control, make_transport, info, job.seed, compression=compression)
     session.set_current(joined)
     path = Path(job.script.path)
     before = sys.argv, sys.path[:]

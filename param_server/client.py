@@ -188,6 +188,7 @@ class Client:
         self._encoders: dict[int, tuple[Encoder, Tensor]] = {}
         """By part: its encoder, and its frame until the push is answered."""
         self._scratch: Scratch | None = None
+        self._last_push: PushTicket | None = None
         self._memory: Memory | None = None
         self._memory_start = 0
         self._num_vectors = 0
@@ -437,8 +438,15 @@ class Client:
     def _begin_push(
         self, num_messages: int, samples: int, base: Fetched, into: Fetched | None
     ) -> PushTicket:
+        is_open = self._last_push is not None and not self._last_push.is_done
+        if is_open and self._compression.push != "float32":
+            raise LocalError(
+                "a compressed push begins before the last one was answered: its frames would be "
+                "overwritten on the way"
+            )
         self.seq += 1
-        return PushTicket(num_messages, self.seq, samples, base, into)
+        self._last_push = PushTicket(num_messages, self.seq, samples, base, into)
+        return self._last_push
 
     def _send_push(
         self,
@@ -467,10 +475,14 @@ class Client:
             crc=() if link.is_local else tuple([checksum(frame) for frame in frames]),
             absent=masks if any(masks) else (),
             place=place or 0,
-            back=self._compression.fetch,
+            back=self._back(link),
         )
         payload = [as_frame(frame) for frame in frames]
-        link.ask(message, payload, ticket, partial(self._take_ack, link, ticket))
+        link.ask(message, payload, ticket, partial(self._take_ack, link, ticket, message.back))
+
+    def _back(self, link: Link) -> str:
+        """The form that values come back in: what is shared is not compressed."""
+        return "float32" if link.index in self._slabs else self._compression.fetch
 
     def _frame_of(self, part: PartRange, grad: Tensor, absent: Sequence[bytes]) -> Tensor:
         """What is sent of a part: its gradient as it lies there, or an encoder's frame."""
@@ -501,16 +513,17 @@ class Client:
             **self._who(link),
             part=tuple([part.index for part in parts]),
             values=values,
-            back=self._compression.fetch,
+            back=self._back(link),
         )
-        link.ask(message, (), ticket, partial(self._take_params, link, ticket, into))
+        take = partial(self._take_params, link, ticket, message.back, into)
+        link.ask(message, (), ticket, take)
 
     def _take_ack(
-        self, link: Link, ticket: PushTicket, reply: AnyReply, frames: list[Frame]
+        self, link: Link, ticket: PushTicket, form: str, reply: AnyReply, frames: list[Frame]
     ) -> None:
         assert isinstance(reply, Ack)
         if ticket.into is not None:
-            self._fill(link, ticket, ticket.into, reply, frames)
+            self._fill(link, ticket, form, ticket.into, reply, frames)
         pushed = ticket.pushed
         is_first = not pushed.statuses
         pushed.statuses.update(reply.status)
@@ -522,15 +535,22 @@ class Client:
         pushed.samples = samples if is_first else min(pushed.samples, samples)
 
     def _take_params(
-        self, link: Link, ticket: Ticket, into: Fetched, reply: AnyReply, frames: list[Frame]
+        self,
+        link: Link,
+        ticket: Ticket,
+        form: str,
+        into: Fetched,
+        reply: AnyReply,
+        frames: list[Frame],
     ) -> None:
         assert isinstance(reply, Params)
-        self._fill(link, ticket, into, reply, frames)
+        self._fill(link, ticket, form, into, reply, frames)
 
     def _fill(
         self,
         link: Link,
         ticket: Ticket,
+        form: str,
         into: Fetched,
         reply: Params | Ack,
         frames: list[Frame],
@@ -540,7 +560,6 @@ class Client:
         if link.index in self._slabs and not reply.numel and not frames:
             self._read(link, ticket, into, parts, reply.bseq)
             return
-        form = self._compression.fetch
         sizes = [memoryview(frame).nbytes for frame in frames]
         if sizes != [frame_bytes(form, part.numel) for part in parts]:
             raise RemoteProtocolError(f"parameters of parts {reply.part} in frames of other sizes")
@@ -570,9 +589,14 @@ class Client:
             return
         try:
             memory = Memory.open(address, "shard")
-            parts = Partition(self.layout, len(self._links)).parts_of(link.index)
+        except MemoryRefused as error:
+            logger.warning("shard %d is spoken to over TCP: %s", link.index, error)
+            return
+        parts = Partition(self.layout, len(self._links)).parts_of(link.index)
+        try:
             self._slabs[link.index] = memory, SlabReader(memory.array(), parts)
-        except (MemoryRefused, ValueError) as error:
+        except ValueError as error:
+            memory.close()
             logger.warning("shard %d is spoken to over TCP: %s", link.index, error)
 
     def _place(self, link: Link, grad: Tensor) -> int | None:
@@ -599,10 +623,25 @@ class Client:
             into.version[part.index], into.samples[part.index] = version, samples
             missing.remove(part.index)
 
-        if not self._slabs[link.index][1].read(parts, into.values, take):
+        # Values that have a later push of ours in them would be booked as without it.
+        is_exact = not link.has_push_after(max(bseq))
+        if not (is_exact and self._read_slab(link, parts, into.values, take)):
             ticket.count_up()
             some = [part for part in parts if part.index in missing]
             self._ask_for(link, some, into, ticket, values=True)
+
+    def _read_slab(
+        self,
+        link: Link,
+        parts: list[PartRange],
+        values: Tensor,
+        take: Callable[[PartRange, int, int], None],
+    ) -> bool:
+        try:
+            return self._slabs[link.index][1].read(parts, values, take)
+        except ValueError as error:
+            logger.warning("shard %d: %s; its values are asked for", link.index, error)
+            return False
 
     def _until_ready(self, ask: Callable[[], object]) -> None:
         """Ask until the shards have what is asked for: the first worker is still bringing it."""

@@ -136,6 +136,10 @@ class Link:
         """Some request has no reply yet."""
         return bool(self._open)
 
+    def has_push_after(self, seq: int) -> bool:
+        """A push with a later seq has no reply yet."""
+        return any(isinstance(e.message, Push) and e.message.seq > seq for e in self._open)
+
     def connect(self) -> None:
         self._transport.connect(self.index, self.endpoint)
 

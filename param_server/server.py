@@ -18,7 +18,7 @@ from distbelief.param_server.protocol import (
     SHARED,
     AnyRequest,
     Hello,
-    Leave,
+    Left,
     Push,
     Refusal,
     Welcome,
@@ -101,7 +101,7 @@ def _share(shard: Shard, peer: bytes, message: AnyRequest, reply: Reply, shared:
         assert shard.contract is not None
         address = shared.attach(peer, message.memory, shard.contract.layout)
         return replace(reply, message=replace(reply.message, memory=address))
-    if isinstance(message, Leave):
+    if isinstance(reply.message, Left):
         shared.detach(peer)
     return reply
 

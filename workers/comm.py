@@ -18,6 +18,7 @@ from distbelief.param_server.link import Ticket
 logger = logging.getLogger(__name__)
 
 Call = Callable[[Client], Ticket]
+_Item = tuple[Callable[[Client], object], "Future[Ticket] | None"]
 
 
 class Calls(Protocol):
@@ -29,6 +30,13 @@ class Calls(Protocol):
 
     def submit(self, call: Call) -> Future[Ticket]:
         """Run `call`; the future has its ticket when that is done, or what went wrong."""
+        ...
+
+    def post(self, call: Callable[[Client], object]) -> None:
+        """Run `call`, a part of what was submitted before; nobody waits for it.
+
+        What goes wrong in it goes wrong for everything that was submitted.
+        """
         ...
 
 
@@ -55,6 +63,12 @@ class Inline:
         self._open = _answer(self._open)
         return future
 
+    def post(self, call: Callable[[Client], object]) -> None:
+        call(self._client)
+        while self._client.has_open:
+            self._client.poll(0.0)
+        self._open = _answer(self._open)
+
 
 class Comm:
     """Runs a client in a thread of its own. A context manager."""
@@ -62,8 +76,10 @@ class Comm:
     def __init__(self, make_client: Callable[[], Client], name: str = "comm") -> None:
         """make_client: called in the thread; the client it returns is connected there."""
         self._make_client = make_client
-        self._calls: SimpleQueue[tuple[Call, Future[Ticket]]] = SimpleQueue()
+        self._calls: SimpleQueue[_Item] = SimpleQueue()
         self._connected: Future[Client] = Future()
+        self._client: Client | None = None
+        """Once it is connected."""
         self._failure: Exception | None = None
         self._is_closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name)
@@ -95,19 +111,28 @@ class Comm:
         if self._is_closing.is_set() or self._failure is not None:
             future.set_exception(self._failure or LocalError("the comm thread has ended"))
             return future
-        self._calls.put((call, future))
-        self._answer_left()  # the thread may have ended between the two lines above
-        if self._connected.done() and self._connected.exception() is None:
-            self._connected.result().wake()
+        self._put(call, future)
         return future
+
+    def post(self, call: Callable[[Client], object]) -> None:
+        """See `Calls`. It costs a queue's place and a wake; a future costs as much again."""
+        self._put(call, None)
 
     def close(self) -> None:
         """Finish what was submitted, close the sockets, end the thread. May be called twice."""
         self._is_closing.set()
-        if self._connected.done() and self._connected.exception() is None:
-            self._connected.result().wake()
+        self._wake()
         if self._thread.is_alive():
             self._thread.join()
+
+    def _put(self, call: Callable[[Client], object], future: "Future[Ticket] | None") -> None:
+        self._calls.put((call, future))
+        self._answer_left()  # the thread may have ended just before that
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._client is not None:
+            self._client.wake()
 
     def _run(self) -> None:
         try:
@@ -117,6 +142,7 @@ class Comm:
             return
         try:
             client.connect()
+            self._client = client
             self._connected.set_result(client)
             self._serve(client)
         except Exception as error:  # noqa: BLE001 - handed to the training thread
@@ -148,8 +174,13 @@ class Comm:
                 call, future = self._calls.get_nowait()
             except Empty:
                 return
+            if future is None:
+                call(client)
+                continue
             try:
-                open_calls.append((call(client), future))
+                ticket = call(client)
+                assert isinstance(ticket, Ticket)  # what is submitted returns one
+                open_calls.append((ticket, future))
             except Exception as error:  # noqa: BLE001 - handed to the training thread
                 future.set_exception(error)
 
@@ -169,7 +200,8 @@ class Comm:
                 _, future = self._calls.get_nowait()
             except Empty:
                 return
-            future.set_exception(self._failure)
+            if future is not None:
+                future.set_exception(self._failure)
 
 
 def _answer(

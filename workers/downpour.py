@@ -19,6 +19,7 @@ so the first push carries one gradient and later ones n_push, as a sum. Two fetc
           to what was fetched as soon as it is there, between two steps.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -43,8 +44,12 @@ from distbelief.workers.arena import Arena
 from distbelief.workers.comm import Calls
 from distbelief.workers.control import Outcome
 from distbelief.workers.groups import Params, name_groups
-from distbelief.workers.overlap import Overlap
+from distbelief.workers.outgoing import Outgoing
+from distbelief.workers.overlap import Beginning, Overlap
 from distbelief.workers.session import Session
+from distbelief.workers.staging import AT_ONCE, Reading, Ready, staging_of
+
+logger = logging.getLogger(__name__)
 
 FETCH_POLICIES = ("fresh", "latest")
 MERGE_EVERY_STEPS = 20
@@ -65,8 +70,9 @@ class DownpourConfig:
     """The paper's alpha: rate of the plain local step between two fetches; 0 takes none."""
     clip_norm: float = 0.0
     """The whole gradient is scaled down to this norm before it leaves; 0 switches it off."""
-    overlap: bool = False
-    """Parts leave while backward is still running; see overlap.py for what that excludes."""
+    overlap: bool | None = False
+    """Parts leave while backward is still running; see overlap.py for what that excludes. None:
+    by itself, where that is allowed and the first step shows one gradient a tensor."""
 
     def __post_init__(self) -> None:
         for name in ("n_fetch", "n_push"):
@@ -79,12 +85,17 @@ class DownpourConfig:
         for name in ("local_lr", "clip_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        is_plain = self.n_fetch == self.n_push == 1 and self.fetch_policy == "fresh"
-        if self.overlap and not (is_plain and self.clip_norm == 0):
+        if self.overlap and not self.may_overlap:
             raise ValueError(
-                "overlap=True needs n_fetch = n_push = 1, fetch_policy 'fresh' and no clip_norm: "
+                "overlap needs n_fetch = n_push = 1, fetch_policy 'fresh' and no clip_norm: "
                 "a part that leaves early can neither be summed up nor clipped with the others"
             )
+
+    @property
+    def may_overlap(self) -> bool:
+        """Parts may leave while backward is still running."""
+        is_plain = self.n_fetch == self.n_push == 1 and self.fetch_policy == "fresh"
+        return is_plain and self.clip_norm == 0
 
 
 class Downpour(torch.optim.Optimizer):
@@ -162,7 +173,7 @@ class Downpour(torch.optim.Optimizer):
         )
         here = session.current()
         comm, initialise = here.join(contract)
-        self._bind(made.named, comm, contract, config)
+        self._bind(made.named, comm, contract, config, is_script=True)
         self._session = here
         self._module = module
         self._frozen = made.frozen
@@ -186,7 +197,7 @@ class Downpour(torch.optim.Optimizer):
         comm: of a client with this contract; it stays the caller's to close. Call `start` next.
         """
         self = cls.__new__(cls)
-        self._bind(named, comm, contract, config or DownpourConfig())
+        self._bind(named, comm, contract, config or DownpourConfig(), is_script=False)
         return self
 
     def _bind(
@@ -195,7 +206,10 @@ class Downpour(torch.optim.Optimizer):
         comm: Calls,
         contract: Contract,
         config: DownpourConfig,
+        *,
+        is_script: bool,
     ) -> None:
+        """is_script: what happens between backward and `step` is not our own code."""
         layout = contract.layout
         grouped: list[dict[str, Any]] = [  # Any: torch's type of a parameter group
             {
@@ -218,10 +232,24 @@ class Downpour(torch.optim.Optimizer):
         self._comm = comm
         self._contract = contract
         self._config = config
-        self._arena = Arena(layout, named)
+        self._staging = staging = staging_of(parameter for _, parameter in named)
+        client = comm.connect()
+        self._accrued = Outgoing(staging, client.vector())
+        """What the next push carries: the gradient itself, or a sum."""
+        self._sending = (
+            Outgoing(staging, client.vector()) if config.fetch_policy == "latest" else None
+        )
+        """The other one: what is on its way must not change."""
+        grad = staging.vector(layout.total) if self._accrues else self._accrued.grad
+        self._arena = Arena(layout, named, grad, staging)
         self._current, self._next = Fetched(layout), Fetched(layout)
-        self._accrued = torch.zeros(layout.total) if self._accrues else self._arena.grad
-        self._sending = torch.zeros(layout.total) if config.fetch_policy == "latest" else None
+        for fetched in (self._current, self._next):
+            staging.pin(fetched.values)
+        self._bound: Ready = AT_ONCE
+        """The device has read the copy that it computes on."""
+        self._checks: list[Callable[[], object]] = []
+        """Called before the next push leaves."""
+        self._announced = 0
         self._accrued_samples = 0
         self._accrued_absent: set[str] | None = None
         self._base = self._current
@@ -233,8 +261,7 @@ class Downpour(torch.optim.Optimizer):
         """Steps taken."""
         self.last_samples = 0
         """Samples of the newest step."""
-        self.last_loss: float | None = None
-        """What the closure of the newest step returned."""
+        self._loss: Reading | None = None
         self.last_pushed: Pushed | None = None
         """What became of the newest push that was answered."""
         self.num_answered = 0
@@ -251,10 +278,14 @@ class Downpour(torch.optim.Optimizer):
         self._claimed = 0
         """Samples of the gradient so far."""
         self._arena.on_backward = self._claim
+        self._is_script = is_script
         self._overlap: Overlap | None = None
+        self._overlaps_later = (
+            config.overlap is None and config.may_overlap and len(client.messages) > 1
+        )
+        """Unless the first step shows that gradients come in several pieces."""
         if config.overlap:
-            self._overlap = Overlap(self._arena, comm, self._begin_overlapping)
-            self._overlap.reset()
+            self._start_overlapping()
 
     @property
     def _accrues(self) -> bool:
@@ -269,7 +300,7 @@ class Downpour(torch.optim.Optimizer):
             values = self._arena.gather()
             self._run(_whole(lambda client: client.initialise(values)))
         self._run(_whole(lambda client: client.fetch(self._current)))
-        self._arena.bind(self._current.values)
+        self._bound = self._arena.bind(self._current.values)
 
     def __getstate__(self) -> dict[str, Any]:  # Any: as torch has it
         """Refused: what copy, deepcopy and pickle ask for.
@@ -299,12 +330,36 @@ class Downpour(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Begin a step: no parameter has a gradient; with set_to_none=False one of zeros."""
         if self._overlap is not None and self._overlap.is_open:  # backward has failed half-way
-            self._finish_overlapping([entry.name for entry in self._contract.layout.entries])
+            self._settle_overlapping(self._overlap.give_up())
         # A gradient that no step has taken: a GradScaler passes over those that overflow.
         self.skipped_samples += self._claimed
-        self._claimed = 0
+        self._claimed = self._announced = 0
         # With overlap a gradient that is there already would be taken for a second one.
         self._arena.zero_grad(set_to_none or self._overlap is not None)
+
+    def announce(self, samples: int) -> None:
+        """Say before backward how many samples its gradient is the mean of: with overlap its
+        parts have left by the time that `step` is told."""
+        self._announced = samples
+
+    def watch(self, loss: Tensor, check: Callable[[float], object]) -> Reading:
+        """Have a number looked at before anything of this step is pushed.
+
+        loss: of one element. check: what it raises stops the push. On the CPU it is called at
+        once; on another device, where its value comes later, by the comm thread, and `step`
+        raises what it raised (with fetch_policy `latest` a later step may).
+        """
+        reading = self._staging.read(loss)
+        if self._staging.is_in_place:
+            check(reading.value)
+        else:
+            self._checks.append(lambda: check(reading.value))
+        return reading
+
+    @property
+    def last_loss(self) -> float | None:
+        """What the closure of the newest step returned."""
+        return None if self._loss is None else self._loss.value
 
     @overload
     def step(self, closure: None = None, *, samples: int | None = None) -> None: ...
@@ -327,8 +382,7 @@ class Downpour(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # A closure may well return a tensor with its graph, which float() warns of.
-        self.last_loss = None if loss is None else float(torch.as_tensor(loss).detach())
+        self._loss = None if loss is None else self._staging.read(torch.as_tensor(loss))
         self._check_settings()
         self._check_parameters()
         if self._overlap is not None and self._overlap.is_open:
@@ -346,6 +400,9 @@ class Downpour(torch.optim.Optimizer):
             self._step_overlapping()
         else:
             self._take_step(self.last_samples)
+            if self._overlaps_later:
+                self._decide_to_overlap()
+        self._announced = 0
         if self._module is not None and self.num_steps % MERGE_EVERY_STEPS == 0:
             self.merge_buffers()
         if self._session is not None:
@@ -427,8 +484,9 @@ class Downpour(torch.optim.Optimizer):
         self._run(_whole(lambda client: client.leave()))
 
     def close(self) -> None:
-        """Take the hooks off the parameters."""
+        """Take the hooks off the parameters, and wait for copies from and to a device."""
         self._arena.close()
+        self._staging.close()
 
     # Policies
 
@@ -440,28 +498,53 @@ class Downpour(torch.optim.Optimizer):
     def _count_samples(self) -> int:
         self._claim()
         count, self._claimed = self._claimed, 0
-        return count or 1
+        return self._announced or count or 1
 
-    def _begin_overlapping(self) -> tuple[int, Fetched, Fetched | None]:
+    def _start_overlapping(self) -> None:
+        self._overlap = Overlap(
+            self._arena,
+            self._accrued,
+            self._comm,
+            self._begin_overlapping,
+            verifies=self._is_script,
+        )
+
+    def _decide_to_overlap(self) -> None:
+        self._overlaps_later = False
+        if self._arena.is_repeated:
+            logger.info("no overlap: some tensors get their gradient in several pieces")
+            return
+        self._arena.forget_touches()
+        self._start_overlapping()
+
+    def _begin_overlapping(self) -> Beginning:
         if not self._is_in_step:
             self.last_samples = self._count_samples()
-        return self.last_samples, self._versions(), self._next
+        return Beginning(self.last_samples, self._versions(), self._next, self._take_checks())
+
+    def _take_checks(self) -> list[Callable[[], object]]:
+        checks, self._checks = self._checks, []
+        return checks
 
     def _step_overlapping(self) -> None:
         self._is_in_step = True
         try:
-            self._finish_overlapping(self._arena.collect())
+            assert self._overlap is not None
+            self._settle_overlapping(self._overlap.finish(self._arena.collect()))
         finally:
             self._is_in_step = False
 
-    def _finish_overlapping(self, absent: Iterable[str]) -> None:
+    def _settle_overlapping(self, future: Future[Ticket]) -> None:
         assert self._overlap is not None
-        self._future = self._overlap.finish(absent)
+        self._future = future
         self._future_fetches = True
         self._sent_samples = self.last_samples
         self._settle(wait=True)
         self._arena.forget_touches()
-        self._overlap.reset()
+        try:
+            self._overlap.verify()
+        finally:
+            self._overlap.reset()
 
     def _step_fresh(self, is_push_due: bool, is_fetch_due: bool) -> None:
         if is_push_due:
@@ -486,8 +569,7 @@ class Downpour(torch.optim.Optimizer):
 
     def _step_locally(self) -> None:
         if self._config.local_lr:
-            self._current.values.add_(self._arena.grad, alpha=-self._config.local_lr)
-            self._arena.bind(self._current.values)
+            self._arena.step_locally(self._config.local_lr)
 
     # Moves
 
@@ -495,8 +577,11 @@ class Downpour(torch.optim.Optimizer):
         self._accrued_steps += 1
         self._accrued_samples += samples
         self._base = self._versions()
-        if self._accrued is not self._arena.grad:
-            self._accrued.add_(self._arena.grad)
+        if self._accrues:
+            if self._accrued_steps == 1:  # whatever it held has been answered
+                self._accrued.grad.copy_(self._arena.grad)
+            else:
+                self._accrued.grad.add_(self._arena.grad)
         if self._accrued_absent is None:
             self._accrued_absent = set(absent)
         else:  # absent from the sum only if it was from every gradient in it
@@ -511,24 +596,32 @@ class Downpour(torch.optim.Optimizer):
     def _push(self, into: Fetched | None) -> None:
         assert self._future is None
         absent = self._contract.layout.absent_masks(self._accrued_absent or ())
-        samples, base, grad = self._accrued_samples, self._base, self._accrued
-        self._future = self._comm.submit(
-            lambda client: client.start_push(grad, samples, base, absent, into)
-        )
+        samples, base, outgoing = self._accrued_samples, self._base, self._accrued
+        after, checks, bound = self._staging.mark(), self._take_checks(), self._bound
+
+        def push(client: Client) -> Ticket:
+            bound.wait()  # `into` is what was bound before that
+            return outgoing.push(client, samples, base, absent, into, after, checks)
+
+        self._future = self._comm.submit(push)
         self._future_fetches = into is not None
         if into is not None:
             self._is_fetch_due = False
         self._sent_samples = samples
         self._accrued_steps = self._accrued_samples = 0
         self._accrued_absent = None
-        if self._sending is not None:  # the gradient on its way must not change: take the other
+        if self._sending is not None:
             self._accrued, self._sending = self._sending, self._accrued
-            self._accrued.zero_()
 
     def _fetch(self) -> None:
         assert self._future is None
-        into = self._next
-        self._future = self._comm.submit(lambda client: client.start_fetch(into))
+        into, bound = self._next, self._bound
+
+        def fetch(client: Client) -> Ticket:
+            bound.wait()  # as in a push
+            return client.start_fetch(into)
+
+        self._future = self._comm.submit(fetch)
         self._future_fetches = True
         self._is_fetch_due = False
 
@@ -542,11 +635,9 @@ class Downpour(torch.optim.Optimizer):
             self.last_pushed = ticket.pushed
             self.num_answered += 1
             self.answered_samples += self._sent_samples
-            if self._sending is None and self._accrues:
-                self._accrued.zero_()
         if self._future_fetches:
             self._current, self._next = self._next, self._current
-            self._arena.bind(self._current.values)
+            self._bound = self._arena.bind(self._current.values)
 
     def _run(self, call: Callable[[Client], Ticket]) -> None:
         self._comm.submit(call).result()
@@ -593,11 +684,11 @@ def clip_(grad: Tensor, limit: float) -> None:
 
     A gradient whose norm is not finite becomes NaN throughout, and every shard refuses it.
     """
-    norm = float(torch.linalg.vector_norm(grad))
-    if math.isfinite(norm):
-        grad.mul_(min(1.0, limit / (norm + 1e-6)))
-    else:  # of no use as a whole: so that no shard takes the parts that happen to be finite
-        grad.fill_(math.nan)
+    norm = torch.linalg.vector_norm(grad)
+    scale = torch.clamp(limit / (norm + 1e-6), max=1.0)
+    # One that is not finite is of no use as a whole: so that no shard takes the parts of it that
+    # happen to be. Without a look at the number, which would wait for a device.
+    grad.mul_(torch.where(torch.isfinite(norm), scale, math.nan))
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:  # Any: as torch has it

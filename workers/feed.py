@@ -175,6 +175,9 @@ def default_loaders(split: Split, num_workers: int) -> int:
 def move(values: Any, device: str | torch.device) -> Any:  # Any: a structure of tensors
     """A structure with its tensors on a device; what is no tensor stays as it is."""
     if isinstance(values, Tensor):
+        if torch.device(device).type == "cuda" and values.device.type == "cpu":
+            # From pinned memory, of which torch keeps a stock, a copy does not hold up this thread.
+            return values.pin_memory().to(device, non_blocking=True)
         return values.to(device)
     if isinstance(values, Mapping):
         return {key: move(value, device) for key, value in values.items()}

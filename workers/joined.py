@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from distbelief.param_server.client import Client, Identity
+from distbelief.param_server.compress import Compression
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.transport import ClientTransport
 from distbelief.workers.comm import Calls, Comm
@@ -50,6 +51,8 @@ class Joined:
         seed: int,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        *,
+        compression: Compression | None = None,
     ) -> None:
         """control: the caller's to close. make_transport: as `Worker`."""
         self.info = info
@@ -70,6 +73,7 @@ class Joined:
         }
         self._control = control
         self._make_transport = make_transport
+        self._compression = compression
         self._clock = clock
         self._sleep = sleep
         self._comm: Comm | None = None
@@ -105,7 +109,14 @@ class Joined:
             self._stop()
         assert shards is not None
         self._comm = Comm(
-            lambda: Client(self._make_transport(), shards.endpoints, me, contract),
+            lambda: Client(
+                self._make_transport(),
+                shards.endpoints,
+                me,
+                contract,
+                memory=True,
+                compression=self._compression,
+            ),
             name=f"comm-{me.w}",
         )
         self._comm.start()

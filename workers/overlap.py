@@ -7,15 +7,31 @@ whole, no loss scaling. Under torch.compile all gradients come at the end: nothi
 and nothing is wrong either.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
 
 from distbelief.param_server.client import Client, Fetched, PushTicket
 from distbelief.param_server.layout import PartRange
 from distbelief.param_server.link import Ticket
-from distbelief.param_server.protocol import checksum
 from distbelief.workers.arena import Arena
 from distbelief.workers.comm import Calls
+from distbelief.workers.outgoing import Outgoing
+from distbelief.workers.staging import Mark, Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a push begins with; see `Client.begin_push`."""
+
+    samples: int
+    base: Fetched
+    """The copy that the gradient is computed on."""
+    into: Fetched | None
+    checks: Sequence[Callable[[], object]] = ()
+    """Called in the comm thread before anything leaves; what they raise stops the push."""
 
 
 class Overlap:
@@ -24,14 +40,22 @@ class Overlap:
     def __init__(
         self,
         arena: Arena,
+        outgoing: Outgoing,
         comm: Calls,
-        begin: Callable[[], tuple[int, Fetched, Fetched | None]],
+        begin: Callable[[], Beginning],
+        *,
+        verifies: bool,
     ) -> None:
-        """begin: called when the first message is complete; gives what `Client.begin_push`
-        takes: samples, the copy that the gradient is computed on, and where to fetch into."""
+        """outgoing: the arena's gradient. begin: called when the first message is complete.
+
+        verifies: look at `verify` whether a gradient was changed after it had left, at the cost
+        of reading it twice more; for code that is not ours.
+        """
         self._arena = arena
+        self._outgoing = outgoing
         self._comm = comm
         self._begin = begin
+        self._verifies = verifies
         self._messages = [_Message(i, parts) for i, parts in enumerate(comm.connect().messages)]
         self._of_slot: list[list[_Message]] = []
         for entry in arena.layout.entries:
@@ -42,8 +66,8 @@ class Overlap:
         self._ticket: list[PushTicket] = []
         """The push under way, put here by the comm thread."""
         self._future: Future[Ticket] | None = None
-        self._sends: list[Future[Ticket]] = []
         self._nothing_absent = arena.layout.absent_masks(())
+        self.reset()
         arena.on_touch = self._touch
 
     @property
@@ -56,69 +80,98 @@ class Overlap:
         assert not self.is_open
         for message in self._messages:
             message.waits_for = message.num_slots
-            message.sum = None
+            message.has_left = False
+            message.streams.clear()
+            message.fingerprint = None
 
     def finish(self, absent: Iterable[str]) -> Future[Ticket]:
-        """Send what has not left; `absent` names the tensors without a gradient.
+        """Send what has not left, near the loss first; `absent` names tensors without a gradient.
 
-        Returns the future of the push. Raises: ValueError where a gradient was changed after
-        its message had left.
+        Returns the future of the push.
         """
-        masks = self._arena.layout.absent_masks(absent)
-        future = self._open()
+        left = [message for message in reversed(self._messages) if not message.has_left]
+        if left:
+            masks = self._arena.layout.absent_masks(absent)
+            after = self._arena.staging.mark()
+            for message in left:
+                self._send(message, masks, after)
+        future, self._future = self._future, None
+        assert future is not None
+        return future
+
+    def give_up(self) -> Future[Ticket]:
+        """Backward has failed half-way: end the push, without what has not left."""
         for message in self._messages:
-            if message.sum is None:
-                self._send(message, masks)
-            elif message.sum != self._sum_of(message):
+            if not message.has_left:
+                self._arena.grad[message.start : message.stop].zero_()
+        return self.finish(entry.name for entry in self._arena.layout.entries)
+
+    def verify(self) -> None:
+        """After the push was answered: see that its gradient is what left.
+
+        Raises: ValueError naming tensors whose gradient was changed in between.
+        """
+        if not self._verifies:
+            return
+        now = [
+            (m, m.fingerprint, self._fingerprint(m))
+            for m in self._messages
+            if m.fingerprint is not None
+        ]
+        for message, before, after in now:
+            if before.value != after.value:
                 raise ValueError(
                     f"a gradient of {self._names(message)} was changed after it had left: with "
                     "overlap=True gradients must not be touched between backward and step. "
                     "Clipping and scaling need overlap=False"
                 )
-        for send in self._sends:
-            send.result()
-        self._future, self._sends, self._ticket = None, [], []
-        return future
 
     def _touch(self, index: int, *, again: bool) -> None:
         """Backward has completed the gradient of a tensor."""
-        if again:
+        messages = self._of_slot[index]
+        if again and any(message.has_left for message in messages):
             raise ValueError(
                 f"{self._arena.layout.entries[index].name} got a second gradient in one step: "
                 "with overlap=True its first one has left already. For accumulation over several "
-                "backward passes, overlap=False"
+                "backward passes, overlap=False (train.overlap of a job)"
             )
-        for message in self._of_slot[index]:
-            message.waits_for -= 1
+        staging = self._arena.staging
+        for message in messages:
+            assert not message.has_left
+            message.streams.add(staging.stream())
+            message.waits_for -= not again
             if message.waits_for == 0:
-                message.sum = self._sum_of(message)
-                self._send(message, self._nothing_absent)
+                if self._verifies:
+                    message.fingerprint = self._fingerprint(message)
+                self._send(message, self._nothing_absent, staging.mark(message.streams))
 
-    def _open(self) -> "Future[Ticket]":
+    def _send(self, message: "_Message", masks: tuple[bytes, ...], after: Mark) -> None:
+        message.has_left = True
+        beginning = None
         if self._future is None:
-            samples, base, into = self._begin()
-            holder = self._ticket = []
-
-            def begin(client: Client) -> Ticket:
-                holder.append(client.begin_push(samples, base, into))
-                return holder[0]
-
-            self._future = self._comm.submit(begin)
-        return self._future
-
-    def _send(self, message: "_Message", masks: tuple[bytes, ...]) -> None:
-        self._open()
-        holder, grad = self._ticket, self._arena.grad
+            beginning = self._begin()
+            self._ticket = []
+        ticket, outgoing = self._ticket, self._outgoing
 
         def send(client: Client) -> Ticket:
-            client.send_push(holder[0], message.index, grad, masks)
-            return Ticket(0)
+            outgoing.copy_out(message.start, message.stop, after).wait()
+            if beginning is not None:
+                for check in beginning.checks:
+                    check()
+                begin = client.begin_push
+                ticket.append(begin(beginning.samples, beginning.base, beginning.into))
+            if not ticket:  # a check has stopped this push
+                return Ticket(0)
+            client.send_push(ticket[0], message.index, outgoing.host, masks)
+            return ticket[0]
 
-        self._sends.append(self._comm.submit(send))
+        if self._future is None:
+            self._future = self._comm.submit(send)
+        else:
+            self._comm.post(send)
 
-    def _sum_of(self, message: "_Message") -> tuple[int, ...]:
-        grad = self._arena.grad
-        return tuple(checksum(grad[part.start : part.stop]) for part in message.parts)
+    def _fingerprint(self, message: "_Message") -> Reading:
+        return self._arena.staging.fingerprint(self._arena.grad[message.start : message.stop])
 
     def _names(self, message: "_Message") -> str:
         names = [
@@ -134,10 +187,12 @@ class _Message:
 
     def __init__(self, index: int, parts: tuple[PartRange, ...]) -> None:
         self.index = index
-        self.parts = parts
         self.start, self.stop = parts[0].start, parts[-1].stop
         self.num_slots = 0
         """Tensors that have elements in it."""
         self.waits_for = 0
-        self.sum: tuple[int, ...] | None = None
-        """Checksums of its parts when it left; None while it has not."""
+        self.has_left = False
+        self.streams: set[torch.cuda.Stream | None] = set()
+        """Those that its gradient is computed on."""
+        self.fingerprint: Reading | None = None
+        """Of its gradient when it left early; None while it has not."""

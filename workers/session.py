@@ -36,10 +36,12 @@ class Replica(Protocol):
 
     num_steps: int
     last_samples: int
-    last_loss: float | None
     num_answered: int
     answered_samples: int
     skipped_samples: int
+
+    @property
+    def last_loss(self) -> float | None: ...
 
     @property
     def claimed_samples(self) -> int: ...

@@ -12,6 +12,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from distbelief.param_server.buffers import BufferLayout
 from distbelief.param_server.client import Client, Identity
+from distbelief.param_server.compress import Compression
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import DistBeliefError, RemoteProtocolError
 from distbelief.param_server.layout import trainable
@@ -41,6 +43,7 @@ from distbelief.workers.downpour import Downpour, DownpourConfig
 from distbelief.workers.feed import Batch, Feed, move
 from distbelief.workers.lease import Lease
 from distbelief.workers.split import Split
+from distbelief.workers.staging import Reading
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,8 @@ class WorkerConfig:
     """Processes that read and decode batches ahead; 0 does it between two steps."""
     device: str = "cpu"
     downpour: DownpourConfig = field(default_factory=DownpourConfig)
+    compression: Compression = field(default_factory=Compression)
+    """Of what goes to and comes from shards of other hosts."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "merge_every_steps"):
@@ -127,6 +132,8 @@ class Worker:
         self._told_pushes = 0
         self._samples_since_merge = 0
         self._steps_since_merge = 0
+        self._untold: deque[tuple[int, Reading]] = deque()
+        """Steps that the controller has not been told of: their samples and losses."""
         self._left_out: deque[tuple[int, int]] = deque()
         """Samples that were not trained on: (trained on before them, how many)."""
         self._answered_left_out = 0
@@ -164,7 +171,14 @@ class Worker:
         me = self._identity
 
         def make_client() -> Client:
-            return Client(self._make_transport(), shards.endpoints, me, self._contract)
+            return Client(
+                self._make_transport(),
+                shards.endpoints,
+                me,
+                self._contract,
+                memory=True,
+                compression=self._config.compression,
+            )
 
         named = trainable(self._model.named_parameters())
         with Comm(make_client, name=f"comm-{me.w}") as comm:
@@ -185,7 +199,7 @@ class Worker:
             # No lease for now: others may wait for what is half done here.
             if self._samples > downpour.answered_samples:
                 downpour.flush()
-                self._tell(downpour, 0, 0.0)
+                self._tell_all(downpour, wait=True)
             if not self._is_halted:
                 self._control.pause()
         self._merge(downpour)
@@ -213,24 +227,20 @@ class Worker:
         # Batch normalisation cannot train on one sample, and a run should not end because the
         # others of its batch were bad; where batches are of one sample, that is how they are.
         trained = 0 if batch.bad and batch.num_good == 1 else batch.num_good
-        loss = self._step(downpour, batch) if trained else 0.0
+        if trained:
+            self._untold.append((trained, self._step(downpour, batch)))
         if trained < batch.num_positions:
             self._left_out.append((self._samples, batch.num_positions - trained))
-        self._tell(downpour, trained, loss)
+        self._tell_all(downpour, wait=False)
 
-    def _step(self, downpour: Downpour, batch: Batch) -> float:
+    def _step(self, downpour: Downpour, batch: Batch) -> Reading:
+        """Train on a batch; returns its loss, which a device may not have computed yet."""
         inputs = move(batch.inputs, self._config.device)
         targets = move(batch.targets, self._config.device)
         downpour.zero_grad()
+        downpour.announce(batch.num_good)
         loss = loss_of(self._model, self._model(inputs), targets)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteLoss(
-                f"{self._identity.w}: the loss is {value} at step {downpour.num_steps}, epoch "
-                f"{batch.epoch}, samples {batch.start} to {batch.stop}; nothing was pushed. "
-                "Lower the learning rate, lower the momentum (it adds to what asynchrony brings), "
-                "or clip: --set train.clip_norm=5"
-            )
+        reading = downpour.watch(loss, partial(self._check, downpour.num_steps, batch))
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         downpour.step(samples=batch.num_good)
         self._samples += batch.num_good
@@ -238,7 +248,27 @@ class Worker:
         self._steps_since_merge += 1
         if self._steps_since_merge >= self._config.merge_every_steps:
             self._merge(downpour)
-        return value
+        return reading
+
+    def _check(self, step: int, batch: Batch, loss: float) -> None:
+        """Raises: NonFiniteLoss. Nothing of the step has left then; see `Downpour.watch`."""
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(
+                f"{self._identity.w}: the loss is {loss} at step {step}, epoch {batch.epoch}, "
+                f"samples {batch.start} to {batch.stop}; nothing was pushed. Lower the learning "
+                "rate, lower the momentum (it adds to what asynchrony brings), or clip: --set "
+                "train.clip_norm=5"
+            )
+
+    def _tell_all(self, downpour: Downpour, *, wait: bool) -> None:
+        """Tell of the steps whose loss is there, or wait for it, and of what was answered."""
+        has_told = False
+        while self._untold and (wait or self._untold[0][1].is_there):
+            samples, loss = self._untold.popleft()
+            self._tell(downpour, samples, loss.value)
+            has_told = True
+        if not has_told:
+            self._tell(downpour, 0, 0.0)
 
     def _tell(self, downpour: Downpour, samples: int, loss: float) -> None:
         """Tell what a step brought, and what of earlier steps was answered since."""

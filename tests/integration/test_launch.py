@@ -65,9 +65,14 @@ def test_a_run_ends_with_its_result_and_a_model_that_evaluates_to_the_same(user_
 
 @pytest.mark.parametrize("num_workers", [4, 8])
 def test_mean_staleness_is_one_less_than_the_workers_within_2_percent(user_folder, num_workers):
-    """The law of design section 2, as the shards counted it, over at least 1,000 pushes a part."""
+    """The law of design section 2, as the shards counted it, over at least 1,000 pushes a part.
+
+    Over TCP, where a push brings the values of its own moment. In shared memory they are read a
+    little later, and what others pushed in between is not missed: see docs/architecture.md.
+    """
     changes = {"workers": num_workers, "until": "4000-updates", "train.batch_size": 2}
-    result = launch(tiny_job(user_folder / "runs", **changes), live=Watch())
+    job = tiny_job(user_folder / "runs", **changes, **{"net.shared_memory": False})
+    result = launch(job, live=Watch())
     assert result.exit == "done"
     for shard in json.loads((user_folder / "runs" / result.run / "shards.json").read_text()):
         staleness = shard["staleness"]

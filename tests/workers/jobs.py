@@ -17,6 +17,7 @@ from distbelief.param_server.link import Patience
 from distbelief.param_server.protocol import REQUESTS, Push, as_tensor
 from distbelief.param_server.server import respond
 from distbelief.param_server.shard import Shard, ShardConfig
+from distbelief.param_server.shared import Shared
 from distbelief.param_server.transport import MemoryClient
 from distbelief.param_server.update import SGD, Rule
 from distbelief.param_server.wire import encode
@@ -62,13 +63,19 @@ def contract_of(
 class Servers:
     """All shards of one contract. `pushes` and `grads` are what shard 0 was sent, in order."""
 
-    def __init__(self, contract: Contract, num_shards: int = 1, num_workers: int = 1) -> None:
+    def __init__(
+        self, contract: Contract, num_shards: int = 1, num_workers: int = 1, *, memory: bool = False
+    ) -> None:
+        """memory: share it with the workers; `close` then."""
         self.contract = contract
+        self._memory = memory
+        self.shared = [Shared(is_on=memory) for _ in range(num_shards)]
         self.shards = [
             Shard(
                 ShardConfig(
                     run=RUN, token=TOKEN, index=i, num_shards=num_shards, num_workers=num_workers
-                )
+                ),
+                make_home=self.shared[i].make_home,
             )
             for i in range(num_shards)
         ]
@@ -78,9 +85,16 @@ class Servers:
         self.pushes: list[Push] = []
         self.grads: list[Tensor] = []
         self._lock = threading.Lock()
-        self.handlers = {f"shard{i}": self._handler(s) for i, s in enumerate(self.shards)}
+        self.handlers = {
+            f"shard{i}": self._handler(shard, shared)
+            for i, (shard, shared) in enumerate(zip(self.shards, self.shared, strict=True))
+        }
 
-    def _handler(self, shard: Shard):
+    def close(self) -> None:
+        for shared in self.shared:
+            shared.close()
+
+    def _handler(self, shard: Shard, shared: Shared):
         def handle(peer, frames):
             message = REQUESTS.decode(frames[0])
             if isinstance(message, Push):
@@ -88,9 +102,10 @@ class Servers:
                 if shard is self.shards[0]:
                     self.pushes.append(message)
                     parts = [as_tensor(frame) for frame in frames[1:]]
-                    self.grads.append(torch.cat([part for part in parts if part is not None]))
+                    if parts:  # else they lie in shared memory
+                        self.grads.append(torch.cat([part for part in parts if part is not None]))
             with self._lock:
-                reply = respond(shard, peer, frames, 0.0)
+                reply = respond(shard, peer, frames, 0.0, shared)
                 sent = [encode(reply.message), *map(bytes, reply.payload)]
                 reply.release()
             return sent
@@ -104,6 +119,7 @@ class Servers:
             Identity(run=RUN, w=w, inc=inc, token=token),
             self.contract,
             Patience(),
+            memory=self._memory,
         )
 
     @property

@@ -171,16 +171,86 @@ def test_a_parameter_of_one_number_and_an_empty_one_have_their_place():
     assert arena.grad.tolist() == [3]
 
 
-def test_a_gradient_that_was_written_into_without_backward_is_there(model):
+def test_a_gradient_that_a_script_puts_there_without_backward_is_there(model):
     arena = arena_of(model)
     arena.zero_grad()
-    for parameter in model.parameters():
-        assert parameter.grad is not None
-    model[0].weight.grad.copy_(torch.ones_like(model[0].weight))
-    absent = arena.collect()
-    assert "0.weight" not in absent
-    assert len(absent) == len(list(model.parameters())) - 1
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    assert arena.collect() == ["0.bias", "1.weight", "1.bias"]
+    assert arena.grad[:12].tolist() == [1] * 12
     arena.close()
+
+
+def test_as_in_torch_a_tensor_without_a_gradient_has_none(model):
+    arena = arena_of(model)
+    backward(model)
+    arena.zero_grad()
+    assert [parameter.grad for parameter in model.parameters()] == [None] * 4
+    model[0](torch.ones(1, 3)).sum().backward()
+    arena.collect()
+    assert [parameter.grad is None for parameter in model.parameters()] == [False] * 2 + [True] * 2
+    arena.close()
+
+
+def test_a_hook_brings_a_gradient_in_as_soon_as_it_is_complete(model):
+    """So its own memory is free for the next one, and what is read is in the cache."""
+    arena = arena_of(model)
+    arena.zero_grad()
+    seen = {}
+
+    def touch(index, *, again):
+        entry = arena.layout.entries[index]
+        seen[entry.name] = (arena.grad[entry.offset : entry.stop].clone(), again)
+
+    arena.on_touch = touch
+    backward(model)
+    for name, parameter in model.named_parameters():
+        values, again = seen[name]
+        assert not again
+        assert values.equal(parameter.grad.reshape(-1))
+    arena.close()
+
+
+def test_a_second_gradient_in_one_step_is_seen(model):
+    arena = arena_of(model)
+    seen = []
+    for num in (1, 1, 2):
+        arena.zero_grad()
+        for _ in range(num):
+            backward(model)
+        seen.append(arena.is_repeated)
+    assert seen == [False, False, True]
+    arena.close()
+
+
+def test_a_gradient_keeps_the_sign_of_its_zeros(model):
+    """Zeros to add to would lose it, and torch's optimizers see it."""
+    arena = arena_of(model)
+    arena.zero_grad()
+    (model[0].bias * -torch.zeros(4)).sum().backward()
+    arena.collect()
+    assert arena.grad[12:16].signbit().all()
+    arena.close()
+
+
+def test_a_local_step_moves_the_bound_values(model):
+    arena = arena_of(model)
+    values = torch.ones(26)
+    arena.bind(values)
+    arena.grad.fill_(2)
+    arena.step_locally(0.25)
+    assert model[1].bias.tolist() == [0.5, 0.5]
+    assert values.tolist() == [0.5] * 26
+
+
+def test_a_local_step_of_half_precision_is_taken_in_float32():
+    model = nn.Linear(3, 2).bfloat16()
+    arena = arena_of(model)
+    values = torch.ones(8)
+    arena.bind(values)
+    arena.grad.fill_(1)
+    for _ in range(8):
+        arena.step_locally(2**-10)  # one of these is lost in bfloat16
+    assert model.bias.tolist() == [1 - 2**-7] * 2
 
 
 def test_gradients_that_are_to_stay_stay_as_zeros(model):

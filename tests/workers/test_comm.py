@@ -10,7 +10,7 @@ from torch import nn
 from distbelief.param_server.client import Client, Identity
 from distbelief.param_server.errors import LocalError, Refused, ShardUnavailable
 from distbelief.param_server.link import Patience, Ticket
-from distbelief.workers.comm import Comm
+from distbelief.workers.comm import Comm, Inline
 from tests.workers.jobs import RUN, TOKEN, Servers, Wire, contract_of
 
 
@@ -74,6 +74,57 @@ def test_an_error_of_a_call_reaches_its_caller_and_the_thread_goes_on(servers):
         with pytest.raises(ValueError, match="not this one"):
             comm.submit(fail).result(5)
         assert comm.submit(nothing).result(5).is_done
+
+
+def test_what_is_posted_runs_in_its_turn_and_nobody_waits(servers):
+    done = []
+
+    def note(name):
+        def call(_: Client) -> Ticket:
+            done.append(name)
+            return Ticket(0)
+
+        return call
+
+    with Comm(servers.client) as comm:
+        comm.connect()
+        comm.submit(note("first"))
+        for number in range(3):
+            comm.post(note(number))
+        comm.submit(note("last")).result(5)
+    assert done == ["first", 0, 1, 2, "last"]
+
+
+def test_what_goes_wrong_in_a_post_goes_wrong_for_all_that_was_submitted(servers):
+    is_taken = threading.Event()
+
+    def open_for_ever(_: Client) -> Ticket:
+        is_taken.set()
+        return Ticket(1)
+
+    def fail(_: Client) -> None:
+        raise OSError("no more sockets")
+
+    with Comm(servers.client) as comm:
+        comm.connect()
+        waiting = comm.submit(open_for_ever)
+        assert is_taken.wait(5)
+        comm.post(fail)
+        with pytest.raises(OSError, match="no more sockets"):
+            waiting.result(5)
+        with pytest.raises(OSError, match="no more sockets"):
+            comm.submit(nothing).result(5)
+        comm.post(fail)  # into the void
+
+
+def test_inline_a_post_is_done_when_it_returns(servers):
+    client = servers.client()
+    client.connect()
+    done: list[object] = []
+    inline = Inline(client)
+    inline.post(done.append)
+    assert done == [client]
+    client.close()
 
 
 def test_an_error_of_a_ticket_reaches_its_caller(servers):

@@ -669,8 +669,8 @@ def test_an_option_of_torchs_that_it_does_not_have_is_named(name):
         ({"clip_norm": -1.0}, "clip_norm must be at least 0"),
         ({"clip_part_norm": -1.0}, "clip_part_norm must be at least 0"),
         ({"fetch_policy": "later"}, "'later' is none of fresh, latest"),
-        ({"overlap": True, "n_push": 2}, "overlap=True needs n_fetch = n_push = 1"),
-        ({"overlap": True, "clip_norm": 1.0}, "overlap=True needs .* no clip_norm"),
+        ({"overlap": True, "n_push": 2}, "overlap needs n_fetch = n_push = 1"),
+        ({"overlap": True, "clip_norm": 1.0}, "overlap needs .* no clip_norm"),
         ({"schedule": Schedule(kind="poly")}, "a poly schedule needs its total, in samples"),
     ],
 )
