@@ -70,7 +70,7 @@ def test_mean_staleness_is_one_less_than_the_workers_within_2_percent(user_folde
     Over TCP, where a push brings the values of its own moment. In shared memory they are read a
     little later, and what others pushed in between is not missed: see docs/architecture.md.
     """
-    changes = {"workers": num_workers, "until": "4000-updates", "train.batch_size": 2}
+    changes = {"workers": num_workers, "until": "2500-updates", "train.batch_size": 2}
     job = tiny_job(user_folder / "runs", **changes, **{"net.shared_memory": False})
     result = launch(job, live=Watch())
     assert result.exit == "done"
