@@ -33,10 +33,10 @@ from torch import Tensor
 
 from distbelief.param_server import wire
 from distbelief.param_server.buffers import BufferMerge
-from distbelief.param_server.compress import Scratch as CompressScratch
-from distbelief.param_server.compress import decode_, encode_, frame_bytes
+from distbelief.param_server.compress import decode_
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import RemoteProtocolError
+from distbelief.param_server.frames import Frames
 from distbelief.param_server.image import PartImage, ShardImage
 from distbelief.param_server.layout import PartRange
 from distbelief.param_server.part import VALUES, Applied, Heap, Home, Part, Scratch
@@ -166,7 +166,7 @@ class Shard:
         self._heard: dict[str, float] = {}
         self._has_left: set[str] = set()
         self._decoded = Scratch()
-        self._frames = _Frames(1)
+        self._frames = Frames(1)
         self._on_apply = on_apply
         self._make_home = make_home
         if image is not None:
@@ -400,7 +400,7 @@ class Shard:
         self.parts = {part.index: Part(part, contract, home, heap, scratch) for part in ranges}
         self.contract = contract
         self._decoded = scratch
-        self._frames = _Frames(max(part.numel for part in ranges))
+        self._frames = Frames(max(part.numel for part in ranges))
 
     # Values in and out
 
@@ -654,34 +654,6 @@ def _gradient(form: str, frame: Frame | Tensor) -> Tensor | None:
     if isinstance(frame, Tensor):
         return frame
     return as_tensor(frame) if form == "float32" else as_bytes(frame)
-
-
-@dataclass(slots=True)
-class _Loan:
-    """A frame that a reply points to."""
-
-    frame: Tensor
-    home: list[Tensor]
-
-    def release(self) -> None:
-        self.home.append(self.frame)
-
-
-class _Frames:
-    """Writes values as frames of compress.py, into memory that is used again."""
-
-    def __init__(self, numel_max: int) -> None:
-        self._numel_max = numel_max
-        self._scratch: CompressScratch | None = None
-        self._free: dict[int, list[Tensor]] = {}
-
-    def write(self, form: str, values: Tensor) -> _Loan:
-        self._scratch = self._scratch or CompressScratch(self._numel_max)
-        size = frame_bytes(form, values.numel())
-        free = self._free.setdefault(size, [])
-        frame = free.pop() if free else torch.empty(size, dtype=torch.uint8)
-        encode_(form, values, frame, self._scratch)
-        return _Loan(frame, free)
 
 
 def _who(message: Push, part: Part) -> str:

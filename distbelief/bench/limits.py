@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -145,22 +146,22 @@ def _copies(size: int) -> Iterator[Item]:
 # Transports
 
 
-class _Line:
+class _Line(Protocol):
     """The sender's side of a sink."""
 
-    sent = 0
+    sent: int
     """Bytes since the start; of the message type's payload alone."""
 
-    def send(self, piece: memoryview) -> None:
-        raise NotImplementedError
+    def send(self, piece: memoryview) -> None: ...
 
     def ask(self) -> int:
         """How many bytes have come: a round trip, and the end of whatever is on its way."""
-        raise NotImplementedError
+        ...
 
 
-class _ZmqLine(_Line):
+class _ZmqLine:
     def __init__(self, pair: "zmq.Socket[bytes]") -> None:
+        self.sent = 0
         self._pair = pair
 
     def send(self, piece: memoryview) -> None:
@@ -175,8 +176,9 @@ class _ZmqLine(_Line):
         return count
 
 
-class _SocketLine(_Line):
+class _SocketLine:
     def __init__(self, link: socket.socket) -> None:
+        self.sent = 0
         self._link = link
         self._answer = memoryview(bytearray(sink.LENGTH.size))
 

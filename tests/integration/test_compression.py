@@ -16,6 +16,7 @@ from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.transport import MemoryClient, ZmqClient, ZmqServer
 from distbelief.param_server.update import SGD, Adam
 from tests.helpers.children import until
+from tests.helpers.collector import start_collector
 from tests.param_server.jobs import (
     LAYOUT,
     RUN,
@@ -44,14 +45,7 @@ FETCHES = [Compression(fetch="bfloat16"), Compression(fetch="int8")]
 
 @pytest.fixture(scope="module", autouse=True)
 def _collector():
-    """pyzmq keeps one thread from the first zero-copy send on until the process ends."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as two:
-        one.bind("inproc://collector")
-        two.connect("inproc://collector")
-        one.send(bytes(100_000), copy=False)
-        two.recv()
-    context.term()
+    start_collector()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from distbelief.param_server.shared import VECTORS, Shared
 from distbelief.param_server.transport import ZmqClient, ZmqServer
 from distbelief.param_server.update import SGD, Adagrad, Adam
 from tests.helpers.children import Children, is_stopped, maps_of, nursery, until
+from tests.helpers.collector import start_collector
 from tests.helpers.peers import serve, work
 from tests.param_server.jobs import (
     LAYOUT,
@@ -40,14 +41,7 @@ ABSENT = (b"",) * 3
 
 @pytest.fixture(scope="module", autouse=True)
 def _collector():
-    """pyzmq keeps one thread from the first zero-copy send on until the process ends."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as two:
-        one.bind("inproc://collector")
-        two.connect("inproc://collector")
-        one.send(bytes(100_000), copy=False)
-        two.recv()
-    context.term()
+    start_collector()
 
 
 @pytest.fixture(scope="module")

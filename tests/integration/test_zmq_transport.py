@@ -21,6 +21,7 @@ from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.snapshot import SnapshotStore
 from distbelief.param_server.transport import FRAMES_MAX, ZmqClient, ZmqServer
 from distbelief.param_server.update import SGD
+from tests.helpers.collector import start_collector
 from tests.param_server.jobs import RUN, TOKEN, make_contract, make_layout, numbers, values_of
 
 SMALL = make_layout(("w", (10, 13), 0), ("b", (7,), 0), ("v", (50,), 0))  # three parts
@@ -29,14 +30,7 @@ LARGE = make_layout(("w", (5 * 2**20,), 0))  # 16 parts of 1.25 MiB
 
 @pytest.fixture(scope="module", autouse=True)
 def _collector():
-    """pyzmq keeps one thread from the first zero-copy send on until the process ends."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as two:
-        one.bind("inproc://collector")
-        two.connect("inproc://collector")
-        one.send(bytes(100_000), copy=False)
-        two.recv()
-    context.term()
+    start_collector()
 
 
 @dataclass
