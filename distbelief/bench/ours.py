@@ -136,23 +136,22 @@ class _Worker:
         self._grad = client.vector()
         self._grad.fill_(1.0)
         self._absent = self._layout.absent_masks(())
-        self._base, self._into = Fetched(self._layout), Fetched(self._layout)
+        self._copy = Fetched(self._layout)  # the one that the floors have too
         self._course = Course()
-        client.fetch(self._base)
+        client.fetch(self._copy)
 
     def do_round(self) -> None:
-        ticket = self._client.start_push(self._grad, 1, self._base, self._absent, self._into)
+        ticket = self._client.start_push(self._grad, 1, self._copy, self._absent, self._copy)
         self._client.wait(ticket)
         if ticket.pushed.is_partial:
             self._seat.refuse(1)
-        self._base, self._into = self._into, self._base
 
     def look(self) -> None:
         """Every part is of one moment, and of the version that it says."""
         torn = wrong = 0
         for part in self._layout.parts:
-            low, high = map(float, self._base.values[part.start : part.stop].aminmax())
-            version = self._base.version[part.index]
+            low, high = map(float, self._copy.values[part.start : part.stop].aminmax())
+            version = self._copy.version[part.index]
             if self._tolerance is None and low != high:
                 torn += 1
             elif not self._course.agrees(low, high, version, self._tolerance):
@@ -160,5 +159,5 @@ class _Worker:
         self._seat.look(len(self._layout.parts), torn, wrong)
 
     def publish(self) -> tuple[float, float]:
-        low, high = self._base.values.aminmax()
+        low, high = self._copy.values.aminmax()
         return float(low), float(high)
