@@ -194,6 +194,8 @@ class NetConfig:
     """Form of parameters on the network: `float32`, `bfloat16` or `int8`."""
     compress_top: float = 0.01
     """Share of a gradient that `topk` sends."""
+    budget_mb: int = 16
+    """MiB of gradients and parameters under way to and from a shard, over all workers together."""
 
     @property
     def compression(self) -> Compression:
@@ -258,6 +260,7 @@ class Job:
             ("silence_s", self.silence_s, 1),
             ("train.warm_start", self.train.warm_start, 0),
             ("train.clip_part_norm", self.train.clip_part_norm, 0),
+            ("net.budget_mb", self.net.budget_mb, 1),
             ("data.image_size", self.data.image_size, 0),
             ("data.loaders", self.data.loaders or 0, 0),
             ("data.max_bad", self.data.max_bad, 0),

@@ -150,6 +150,7 @@ def _run_shard(
         num_shards=job.shards,
         num_workers=job.workers,
         epoch=spec.inc,
+        budget=job.net.budget_mb * 2**20,
     )
     store = SnapshotStore(Path(spec.run_path) / "snapshots" / spec.name, job.save.keep)
     found = store.latest()

@@ -33,6 +33,7 @@ from distbelief.param_server.link import Link, Patience, Ticket
 from distbelief.param_server.memory import Memory, MemoryRefused, is_supported, without_memory
 from distbelief.param_server.partition import Partition
 from distbelief.param_server.protocol import (
+    MESSAGE_BYTES,
     SHARED,
     Ack,
     AnyReply,
@@ -59,17 +60,15 @@ MESSAGE_PARTS = 4
 """Parts in one message, at most, if that does not make too many messages: while the shard applies
 one message, the next one is on its way."""
 
-MESSAGE_BYTES = 2 * 2**20
-"""A message of fewer, longer parts is about as long: 4 MiB overlap less, 1 MiB cost more."""
-
 MESSAGES_MAX = 32
 """Messages to one shard for one push or fetch. Far below the queue's limit (transport.HWM): a
 client that sends without reading must never fill the queue of its own replies."""
 
-SHARED_CUTS = (0.0, 0.45, 0.75, 0.9, 1.0)
-"""How a push in shared memory is cut for a shard that has nothing else to do: the values of one
-message are copied out while the shard applies the next, and what is copied when it has finished
-should be little. A busy shard gets a single message: headers are its cost."""
+SHARED_CUTS = (0.0, 0.1, 0.25, 0.55, 1.0)
+"""How a push in shared memory is cut for a shard that has nothing else to do. The layers near the
+loss, at the end of the vector, go first: the values of one message are copied out while the shard
+applies the next, and what is applied and copied last, when backward has ended, should be little.
+A busy shard gets a single message: headers are its cost."""
 
 
 class _Who(TypedDict):
@@ -352,7 +351,7 @@ class Client:
         """
         messages = self._messages if self._is_alone else self._few_messages
         ticket = self._begin_push(len(messages), samples, base, into)
-        for link, parts in messages:
+        for link, parts in reversed(messages):  # as backward completes them
             self._send_push(ticket, link, parts, grad, absent)
         return ticket
 

@@ -5,6 +5,9 @@ has an id. A reply that is missing, odd or late closes the connection, opens a n
 hello and sends every open request again: the shard's table of applied seqs makes that harmless.
 A connection is never kept: it would deliver the later half of its queue without the message
 that was on the way when the shard died.
+
+Only so many requests are under way as the shard has credits for; the others wait here, where their
+payload is no copy, instead of filling the shard's memory.
 """
 
 from collections import deque
@@ -124,12 +127,16 @@ class Link:
         """The shard's, as its welcome said."""
         self.is_ready = False
         """The shard has parameters, as its welcome said."""
+        self.credits = 1
+        """Requests that may be under way, as the shard said last."""
         self._transport = transport
         self._patience = patience
         self._clock = clock
         self._hello = hello
         self._take_welcome = take_welcome
         self._open: deque[_Open] = deque()
+        self._num_sent = 0
+        """How many of the open requests, from the oldest on, are under way."""
 
     @property
     def has_open(self) -> bool:
@@ -160,7 +167,7 @@ class Link:
         ticket = ticket or Ticket(1)
         now = self._clock()
         self._open.append(_Open(message, payload, ticket, take or ticket.keep, now, now))
-        self._transport.send(self.index, [encode(message), *payload])
+        self._send_on()
         return ticket
 
     def take(self, frames: list[Frame]) -> None:
@@ -184,7 +191,11 @@ class Link:
             self._ask_again(self._clock())
             return
         self._open.popleft()
+        self._num_sent -= 1
+        if isinstance(reply, Welcome | Params | Ack) and reply.credits:
+            self.credits = reply.credits
         head.ticket.count_down()
+        self._send_on()
         if self._open:  # a shard that answers one after the other is not silent
             following = self._open[0]
             following.asked_at = self._clock()
@@ -198,6 +209,13 @@ class Link:
         """
         if self._open and now - self._open[0].asked_at > self._patience.retry_s:
             self._ask_again(now)
+
+    def _send_on(self) -> None:
+        """Send what waits, as far as the credits reach."""
+        while self._num_sent < min(len(self._open), self.credits):
+            entry = self._open[self._num_sent]
+            self._num_sent += 1
+            self._transport.send(self.index, [encode(entry.message), *entry.payload])
 
     def _greet(self, ticket: Ticket) -> None:
         message, payload = self._hello()
@@ -231,13 +249,14 @@ class Link:
                 "open from this host?"
             )
         self._open.clear()
+        self._num_sent = 0
         self.connect()
         self._greet(hellos[0].ticket if hellos else Ticket(1))
         self._open[0].first_asked_at = oldest.first_asked_at
         for entry in waiting:
             entry.asked_at = now
             self._open.append(entry)
-            self._transport.send(self.index, [encode(entry.message), *entry.payload])
+        self._send_on()
 
 
 def _answers(request: AnyRequest, reply: AnyReply) -> bool:

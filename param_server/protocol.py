@@ -28,6 +28,9 @@ Layout.absent_masks) have no gradient. `seq` is the worker's step number: the sa
 of a step, and 1, 2, 3 ... on each part. `samples` only counts: a push carries the sum over its
 n_push steps of batch-mean gradients and is applied without rescaling.
 
+Welcome, params and ack tell a worker its `credits`: how many of its requests may be under way at
+the same time. 0 says nothing new: what has no payload costs no memory.
+
 An ack answers part by part with a word of STATUSES. Whatever the word, but for `gap` and
 `conflict`, the part has consumed the seq, so nothing is ever sent again for it.
 
@@ -47,6 +50,10 @@ from distbelief.param_server.compress import FORMS
 from distbelief.param_server.wire import Message, encode
 
 __all__ = ["Message", "encode"]  # what a user of this file needs of wire.py
+
+MESSAGE_BYTES = 2 * 2**20
+"""About what the parts of one message have: 4 MiB overlap less with the shard's work, 1 MiB cost
+more."""
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -122,6 +129,7 @@ class Welcome:
     bseq: tuple[int, ...]
     memory: str = ""
     """Address of the shard's slab; empty too where the worker's memory does not open here."""
+    credits: int = 0
 
     def __post_init__(self) -> None:
         _check_columns(self.part, self.version, self.samples, self.bseq)
@@ -166,7 +174,7 @@ class Fetch(Request):
 class Params:
     """Values of parts, each at its own version; parts of one message may differ in version.
 
-    numel is empty where no values were asked for.
+    numel is empty where no values were asked for; it needs no credits then.
     """
 
     op: ClassVar[str] = "params"
@@ -176,6 +184,7 @@ class Params:
     samples: tuple[int, ...]
     bseq: tuple[int, ...]
     numel: tuple[int, ...]
+    credits: int = 0
 
     def __post_init__(self) -> None:
         numel = self.numel or self.part
@@ -242,6 +251,7 @@ class Ack:
     durable: tuple[int, ...]
     """Own seq that a snapshot on disk holds, per part."""
     numel: tuple[int, ...]
+    credits: int = 0
 
     def __post_init__(self) -> None:
         _check_columns(

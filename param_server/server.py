@@ -24,7 +24,7 @@ from distbelief.param_server.protocol import (
     Welcome,
     encode,
 )
-from distbelief.param_server.shard import Payload, Reply, Shard
+from distbelief.param_server.shard import CREDITS_MAX, Payload, Reply, Shard
 from distbelief.param_server.shared import Shared
 from distbelief.param_server.snapshot import SnapshotStore
 from distbelief.param_server.transport import Delivery, Frame, ServerTransport
@@ -100,7 +100,9 @@ def _share(shard: Shard, peer: bytes, message: AnyRequest, reply: Reply, shared:
     if isinstance(message, Hello) and isinstance(reply.message, Welcome):
         assert shard.contract is not None
         address = shared.attach(peer, message.memory, shard.contract.layout)
-        return replace(reply, message=replace(reply.message, memory=address))
+        # What is shared needs no memory here.
+        credits = CREDITS_MAX if address else reply.message.credits
+        return replace(reply, message=replace(reply.message, memory=address, credits=credits))
     if isinstance(reply.message, Left):
         shared.detach(peer)
     return reply

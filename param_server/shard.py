@@ -42,6 +42,8 @@ from distbelief.param_server.layout import PartRange
 from distbelief.param_server.part import VALUES, Applied, Heap, Home, Part, Scratch
 from distbelief.param_server.partition import Partition
 from distbelief.param_server.protocol import (
+    MESSAGE_BYTES,
+    SHARED,
     Ack,
     AnyReply,
     AnyRequest,
@@ -65,6 +67,9 @@ from distbelief.param_server.protocol import (
     checksum,
 )
 from distbelief.param_server.staleness import Staleness
+
+CREDITS_MAX = 32
+"""Messages that one worker may have under way at most."""
 
 SESSIONS_MAX = 65_536
 """Connections remembered; the oldest is forgotten first and has to say hello again."""
@@ -91,6 +96,9 @@ class ShardConfig:
     """Workers the job was started with; the law of mean staleness needs it."""
     epoch: int = 1
     """How often this shard was started, from 1; never reused."""
+    budget: int = 16 * 2**20
+    """Bytes of pushes and parameters under way over the network, for all workers together. Each may
+    have one message under way, whatever the budget."""
 
 
 class Held(Protocol):
@@ -372,6 +380,7 @@ class Shard:
             version=tuple(part.version for part in parts),
             samples=tuple(part.samples for part in parts),
             bseq=tuple(_row(part.table, message.w, message.inc).seq for part in parts),
+            credits=self._credits(min(MESSAGE_BYTES, 4 * sum(part.range.numel for part in parts))),
         )
         return Reply(welcome, () if payload else (self.contract.to_json(),))
 
@@ -435,8 +444,16 @@ class Shard:
             samples=tuple(part.samples for part in parts),
             bseq=tuple(_row(part.table, message.w, message.inc).seq for part in parts),
             numel=tuple(part.range.numel for part in parts) if message.values else (),
+            credits=self._credits(sum(memoryview(frame).nbytes for frame in payload)),
         )
         return Reply(params, payload, pins)
+
+    def _credits(self, num_bytes: int) -> int:
+        """How many messages of this size each worker may have under way; 0 for those of none."""
+        if not num_bytes:
+            return 0
+        workers = max(1, len(self._incarnations) - len(self._has_left))
+        return min(max(self.config.budget // (workers * num_bytes), 1), CREDITS_MAX)
 
     def _values(
         self, parts: Sequence[Part], form: str
@@ -513,6 +530,9 @@ class Shard:
             staleness=tuple(staleness),
             durable=tuple([_row(part.durable, w, inc).seq for part in parts]),
             numel=tuple(numel),
+            credits=self._credits(sum([grad.nbytes for grad in grads if grad is not None]))
+            if message.dt != SHARED
+            else 0,
         )
         return Reply(ack, back, pins)
 

@@ -46,7 +46,8 @@ class Entry:
     crew: Crew
     windows: list[Window] = field(default_factory=list)
     verdict: Verdict | None = None
-    resident: Resident = field(default_factory=lambda: Resident(0.0, 0.0))
+    resident: list[Resident] = field(default_factory=list)
+    """Memory of the servers, after each window."""
 
 
 class Race:
@@ -69,9 +70,9 @@ class Race:
             # There and back: what comes later in a turn has no advantage in the sum.
             for entry in self.entries if turn % 2 == 0 else reversed(self.entries):
                 entry.windows.append(self._window(entry.crew))
+                entry.resident.append(entry.crew.resident())
                 on_window(entry)
         for entry in self.entries:
-            entry.resident = entry.crew.resident()
             entry.verdict = check(entry.crew, self._course, min(CHECK_S, self._seconds))
         return self.entries
 

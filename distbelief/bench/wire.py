@@ -74,6 +74,8 @@ class Row:
     """Processor seconds of all its processes."""
     server_rss_mb: float
     """All servers together: heap, files, and shared memory of their own."""
+    server_growth_mb: float
+    """From the end of the first window to that of the last."""
     server_mapped_mb: float
     """Memory of workers that servers merely map."""
     server_idle_rss_mb: float
@@ -180,8 +182,9 @@ def _row(entry: Entry, entries: Sequence[Entry], config: WireConfig, work: Work)
         rounds_per_s_max=rounds.high,
         gb_per_s=Spread.of(w.gb_per_s(work.round_bytes) for w in entry.windows).median,
         cpu_s_per_gb=Spread.of(w.cpu_s_per_gb(work.round_bytes) for w in entry.windows).median,
-        server_rss_mb=entry.resident.own_mb,
-        server_mapped_mb=entry.resident.mapped_mb,
+        server_rss_mb=entry.resident[-1].own_mb,
+        server_growth_mb=entry.resident[-1].own_mb - entry.resident[0].own_mb,
+        server_mapped_mb=entry.resident[-1].mapped_mb,
         server_idle_rss_mb=crew.idle.own_mb,
         faults_per_round=Spread.of(w.faults_per_round for w in entry.windows).median,
         other_cpu=Spread.of(w.other_cpu for w in entry.windows).median,

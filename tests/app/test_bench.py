@@ -13,7 +13,14 @@ from distbelief.cli import cli
 
 KEYS = {
     *("system", "transport", "workers", "shards", "rounds_per_s", "gb_per_s", "cpu_s_per_gb"),
-    *("server_rss_mb", "faults_per_round", "server_idle_rss_mb", "server_mapped_mb", "check"),
+    *(
+        "server_rss_mb",
+        "server_growth_mb",
+        "faults_per_round",
+        "server_idle_rss_mb",
+        "server_mapped_mb",
+        "check",
+    ),
 }
 
 

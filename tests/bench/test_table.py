@@ -25,6 +25,7 @@ ROW = Row(
     cpu_s_per_gb=0.25,
     server_rss_mb=300.4,
     server_mapped_mb=56.0,
+    server_growth_mb=0.0,
     server_idle_rss_mb=200.0,
     faults_per_round=3.2,
     other_cpu=0.051,

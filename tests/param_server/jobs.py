@@ -250,6 +250,7 @@ class Cluster:
     num_shards: int
     num_workers: int = 1
     applied: list[Application] = field(default_factory=list)
+    budget: int = 2**20
 
     def __post_init__(self) -> None:
         self.time = FakeTime()
@@ -261,6 +262,7 @@ class Cluster:
                     index=index,
                     num_shards=self.num_shards,
                     num_workers=self.num_workers,
+                    budget=self.budget,
                 ),
                 on_apply=self.applied.append,
             )

@@ -9,6 +9,7 @@ import torch
 from distbelief.param_server.client import Fetched
 from distbelief.param_server.errors import LocalError, Refused, ShardUnavailable
 from distbelief.param_server.protocol import REQUESTS, Push
+from distbelief.param_server.transport import MemoryClient
 from distbelief.param_server.update import SGD
 from tests.param_server.jobs import (
     BUFFERS,
@@ -494,9 +495,63 @@ def test_a_message_carries_at_most_four_parts():
     client.fetch(base)
     push(client, numbers(layout), base, absent=(b"",) * 11)
     pushes = [(m.part, frames) for m, frames in seen if isinstance(m, Push)]
-    assert pushes == [
-        ((0, 1, 2, 3), 5),
-        ((4, 5), 3),
-        ((6, 7, 8, 9), 5),
+    assert pushes == [  # the layers near the loss first
         ((10,), 2),
+        ((6, 7, 8, 9), 5),
+        ((4, 5), 3),
+        ((0, 1, 2, 3), 5),
     ]
+
+
+class Counting(MemoryClient):
+    """Counts the requests that are under way."""
+
+    def __init__(self, handlers):
+        super().__init__(handlers)
+        self.under_way = self.most = 0
+
+    def connect(self, link, endpoint):
+        super().connect(link, endpoint)
+        self.under_way = 0
+
+    def send(self, link, frames):
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        super().send(link, frames)
+
+    def recv(self, timeout_s):
+        received = super().recv(timeout_s)
+        self.under_way -= received is not None
+        return received
+
+
+ELEVEN = make_layout(("w", (64 * 11,), 0), part_max=64)
+
+
+@pytest.mark.parametrize(("budget", "most"), [(1, 1), (2 * 4 * 256, 2), (2**20, 3)])
+def test_no_more_requests_are_under_way_than_there_are_credits(budget, most):
+    cluster = Cluster(1, budget=budget)  # its messages are of 4, 4 and 3 parts of 256 bytes
+    transport = Counting(cluster.handlers)
+    client = cluster.started(make_contract(ELEVEN), numbers(ELEVEN), transport=transport)
+    base = Fetched(ELEVEN)
+    client.fetch(base)
+    transport.most = 0
+    pushed = push(client, numbers(ELEVEN, 1), base, base, absent=(b"",) * 11)
+    assert (pushed.statuses["applied"], transport.most, client.has_open) == (11, most, False)
+    assert torch.equal(base.values, numbers(ELEVEN).add(numbers(ELEVEN, 1), alpha=-0.1))
+
+
+@pytest.mark.parametrize("lose", ["lose_request", "lose_reply"])
+@pytest.mark.parametrize("at", range(3, 9))
+def test_what_waits_for_credits_is_not_lost_with_a_message(lose, at):
+    cluster = Cluster(1, budget=1)
+    transport = Counting(cluster.handlers)
+    client = cluster.started(make_contract(ELEVEN), numbers(ELEVEN), transport=transport)
+    base = Fetched(ELEVEN)
+    getattr(transport, lose).add(at)
+    client.fetch(base)
+    pushed = push(client, numbers(ELEVEN, 1), base, base, absent=(b"",) * 11)
+    assert not pushed.is_partial
+    assert torch.equal(base.values, numbers(ELEVEN).add(numbers(ELEVEN, 1), alpha=-0.1))
+    assert torch.equal(cluster.values, base.values)
+    assert {part.version for part in cluster.shards[0].parts.values()} == {1}

@@ -74,6 +74,7 @@ def test_the_first_hello_brings_the_contract_and_is_told_the_parts():
         version=(0, 0, 0),
         samples=(0, 0, 0),
         bseq=(0, 0, 0),
+        credits=32,
     )
     assert repr(shard) == "<Shard 0/1 epoch 1 [parts: 3, version: 0, workers: 1]>"
 
@@ -877,3 +878,35 @@ def test_an_ack_tells_what_is_durable_to_the_incarnation_that_pushed_it():
     ack = new.push_all(numbers(seed=4), 1)
     assert isinstance(ack, Ack)
     assert ack.durable == (0, 0, 0)
+
+
+# Credits
+
+
+def credits_of(peer: Peer) -> set[int]:
+    """As the replies to a hello, a fetch and a push tell them."""
+    seq = peer.shard.parts[0].table[peer.w].seq + 1 if peer.w in peer.shard.parts[0].table else 1
+    welcome, params = peer.hello(), peer.fetch()[0]
+    return {welcome.credits, params.credits, peer.push_all(numbers(), seq, fetch=True).credits}
+
+
+@pytest.mark.parametrize(
+    ("budget", "workers", "want"),
+    [(1, 1, 1), (6, 1, 6), (6, 3, 2), (6, 4, 1), (6, 20, 1), (6, 2, 3), (40, 1, 32), (40, 2, 20)],
+)
+def test_the_workers_share_the_budget(budget, workers, want):
+    num_bytes = 4 * LAYOUT.total
+    _, peers = ready_shard(workers=workers, budget=budget * num_bytes)
+    assert all(credits_of(peer) == {want} for peer in peers)
+
+
+def test_a_worker_that_leaves_leaves_its_credits_to_the_others():
+    _, (one, other) = ready_shard(workers=2, budget=6 * 4 * LAYOUT.total)
+    assert credits_of(one) == {3}
+    other.leave()
+    assert credits_of(one) == {6}
+
+
+def test_what_has_no_payload_says_nothing_of_credits():
+    _, (peer,) = ready_shard()
+    assert peer.ask(Fetch(**peer.who, part=(0, 1), values=False)).credits == 0

@@ -9,7 +9,7 @@ from distbelief.param_server.memory import Memory, is_supported
 from distbelief.param_server.part import Heap
 from distbelief.param_server.protocol import SHARED, Ack, Hello, Leave, Push, Refusal, encode
 from distbelief.param_server.server import ShardServer, respond
-from distbelief.param_server.shard import Shard, ShardConfig
+from distbelief.param_server.shard import CREDITS_MAX, Shard, ShardConfig
 from distbelief.param_server.shared import VECTORS, Shared, vector_bytes, worker_bytes
 from distbelief.param_server.slab import Slab, SlabReader, slab_bytes
 from tests.param_server.jobs import (
@@ -259,14 +259,16 @@ def served():
 
 def test_a_push_in_shared_memory_is_applied_where_it_lies(served, worker):
     welcome = served.hello(b"a", worker.address)
+    assert welcome.credits == CREDITS_MAX  # what is shared takes nothing of the budget
     worker.vector(STEP, LAYOUT.total).copy_(numbers(seed=1))
     ack = served.ask(b"a", push_of(place=STEP))
     assert isinstance(ack, Ack)
-    assert (ack.status, ack.version, ack.bseq, ack.numel) == (
+    assert (ack.status, ack.version, ack.bseq, ack.numel, ack.credits) == (
         ("applied",) * 3,
         (1, 1, 1),
         (1, 1, 1),
         (),
+        0,
     )
     expected = numbers().add(numbers(seed=1), alpha=-0.1)
     assert torch.equal(values_of(served.shard), expected)

@@ -190,7 +190,7 @@ def test_what_is_refused_is_said_briefly():
 
 
 def test_a_list_of_replies_needs_whole_columns_too():
-    ack = {"v": 1, "op": "ack", "ep": 1, "seq": 1, "part": [0, 1], "numel": []}
+    ack = {"v": 1, "op": "ack", "ep": 1, "seq": 1, "part": [0, 1], "numel": [], "credits": 2}
     columns = ("status", "text", "version", "samples", "bseq", "staleness", "durable")
     whole = {name: ["", ""] if name in ("status", "text") else [0, 0] for name in columns}
     assert isinstance(REPLIES.decode(pack({**ack, **whole})), Ack)
@@ -253,9 +253,11 @@ def test_20_000_mutations_raise_nothing_else():
         Fetch(run="job", w="w0", inc=1, ep=1, part=tuple(range(LIST_MAX + 1))),
         Params(
             ep=1,
-            **dict.fromkeys(
-                ("part", "version", "samples", "bseq", "numel"), tuple(range(2**50, 2**50 + 4000))
-            ),
+            part=tuple(range(2**50, 2**50 + 4000)),
+            version=tuple(range(2**50, 2**50 + 4000)),
+            samples=tuple(range(2**50, 2**50 + 4000)),
+            bseq=tuple(range(2**50, 2**50 + 4000)),
+            numel=tuple(range(2**50, 2**50 + 4000)),
         ),
     ],
     ids=["negative", "2**53", "bool", "float", "long", "long in UTF-8", "long list", "long header"],
