@@ -207,8 +207,10 @@ class Crew:
         self.heard = [worker.hear(deadline) for worker in self._workers]
         for heard in self.heard:
             self._server_pids += heard.get("server_pids", [])
+        self._rest()
 
     def _stop(self) -> None:
+        self._signal(signal.SIGCONT)
         every = range(self.workers, self.workers + len(self._servers))
         for members, seats in ((self._workers, self.seats), (self._servers, every)):
             self.board.tell(Order.STOP, seats)
@@ -220,12 +222,24 @@ class Crew:
 
     def tell(self, order: Order, seats: range | None = None) -> None:
         """Give an order to the workers."""
+        self._signal(signal.SIGCONT)
         self.board.tell(order, self.seats if seats is None else seats)
 
     def hold(self) -> None:
         """Have all workers wait, and wait until they do. Raises: Problem."""
         self.tell(Order.HOLD)
         self.wait_for(lambda: self.board.is_followed(self.seats), HOLD_S, "to finish a round")
+        self._rest()
+
+    def _rest(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To those that would not rest by themselves."""
+        if self.system.never_rests:
+            for member in (*self._servers, *self._workers):
+                with contextlib.suppress(ProcessLookupError):  # it has ended: `check` says so
+                    os.kill(member.pid, number)
 
     def wait_for(self, is_so: Callable[[], bool], at_most_s: float, what: str) -> None:
         """Raises: Problem if it does not become so, or a process dies meanwhile."""

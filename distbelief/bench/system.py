@@ -26,6 +26,8 @@ class System:
     """The worker's role plays all workers, in one process and their seats."""
     is_synchronous: bool = False
     """All workers do each round together, and the parameters see one push of it."""
+    never_rests: bool = False
+    """Its processes take the cores even while they wait: they are stopped while others run."""
     is_whole: bool = False
     """Parts are never torn."""
     tolerance: float | None = 0.0

@@ -29,6 +29,7 @@ RPC = System(
     server="tests.bench.peer_rpc:serve",
     worker="tests.bench.peer_rpc:work",
     has_folder=True,
+    never_rests=True,  # tensorpipe polls its shared memory: more than one core of two
 )
 RPC_TCP = System(
     name="torch rpc tcp",
@@ -36,6 +37,7 @@ RPC_TCP = System(
     server=RPC.server,
     worker=RPC.worker,
     has_folder=True,
+    never_rests=True,
     args={"is_tcp_only": True},
 )
 
