@@ -12,14 +12,21 @@ from distbelief.bench.crew import Crew
 from distbelief.bench.race import Race
 from distbelief.bench.system import System
 from distbelief.problem import Problem
+from tests.helpers.children import is_stopped, until
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = "tests.bench.roles"
 ENV = {"PYTHONPATH": str(ROOT)}
 
 
-def crew(role: str, workers: int = 1, **options) -> Crew:
-    system = System(name="counting", transport="none", worker=f"{ROLES}:{role}", has_folder=True)
+def crew(role: str, workers: int = 1, *, never_rests: bool = False, **options) -> Crew:
+    system = System(
+        name="counting",
+        transport="none",
+        worker=f"{ROLES}:{role}",
+        has_folder=True,
+        never_rests=never_rests,
+    )
     return Crew(system, workers, 1, {}, ENV, **options)
 
 
@@ -42,6 +49,21 @@ def test_a_crew_runs_when_it_is_told_and_is_gone_in_the_end():
         assert entry.windows == []
         assert made.use().cpu_s > 0
     assert not any(map(is_alive, pids))
+
+
+@pytest.mark.integration
+def test_a_crew_that_never_rests_is_stopped_while_others_run():
+    with crew("count_up", never_rests=True) as made:
+        pid = made.heard[0]["pid"]
+        until(lambda: is_stopped(pid))
+        for _ in range(2):
+            seat = made.taken[0]
+            goal = seat.progress[0] + 3
+            made.tell(Order.RUN)
+            until(lambda seat=seat, goal=goal: seat.progress[0] >= goal)  # type: ignore[misc]
+            made.hold()
+            until(lambda: is_stopped(pid))
+    assert not is_alive(pid)
 
 
 @pytest.mark.integration
