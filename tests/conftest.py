@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ MARKED_FOLDERS = ("integration", "chaos", "ray")
 MARKED_TIMEOUT_S = 300
 
 leaks.track_zmq()
+
+# A shell without job control has what it starts with & ignore Ctrl-C, and so would the processes of
+# the tests, to which some send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A deadline per example measures how busy the machine is; the timeout per test stays.
 # In CI the examples are the same each time, so that a red run means a change.

@@ -272,7 +272,6 @@ def test_ctrl_c_in_a_waiting_command_ends_only_the_waiting(user_folder, launch):
     run = a_run_that(trains, user_folder)
     follow = launch("logs", "-f")
     assert follow.stdout.readline()
-    time.sleep(1)  # what was there is printed, and it waits
     follow.send_signal(signal.SIGINT)
     _, err = follow.communicate(timeout=20)
     assert (follow.returncode, err) == (130, "")
