@@ -175,6 +175,8 @@ class Shard:
         self._has_left: set[str] = set()
         self._decoded = Scratch()
         self._frames = Frames(1)
+        self._message_bytes = MESSAGE_BYTES
+        """Of the longest message of a client, uncompressed."""
         self._on_apply = on_apply
         self._make_home = make_home
         if image is not None:
@@ -380,7 +382,7 @@ class Shard:
             version=tuple(part.version for part in parts),
             samples=tuple(part.samples for part in parts),
             bseq=tuple(_row(part.table, message.w, message.inc).seq for part in parts),
-            credits=self._credits(min(MESSAGE_BYTES, 4 * sum(part.range.numel for part in parts))),
+            credits=self._credits(),
         )
         return Reply(welcome, () if payload else (self.contract.to_json(),))
 
@@ -410,6 +412,8 @@ class Shard:
         self.contract = contract
         self._decoded = scratch
         self._frames = Frames(max(part.numel for part in ranges))
+        whole = 4 * sum(part.numel for part in ranges)
+        self._message_bytes = max(min(whole, MESSAGE_BYTES), whole // CREDITS_MAX)
 
     # Values in and out
 
@@ -444,16 +448,14 @@ class Shard:
             samples=tuple(part.samples for part in parts),
             bseq=tuple(_row(part.table, message.w, message.inc).seq for part in parts),
             numel=tuple(part.range.numel for part in parts) if message.values else (),
-            credits=self._credits(sum(memoryview(frame).nbytes for frame in payload)),
+            credits=self._credits() if message.values else 0,
         )
         return Reply(params, payload, pins)
 
-    def _credits(self, num_bytes: int) -> int:
-        """How many messages of this size each worker may have under way; 0 for those of none."""
-        if not num_bytes:
-            return 0
+    def _credits(self) -> int:
+        """How many messages each worker may have under way: whole ones, however short the last."""
         workers = max(1, len(self._incarnations) - len(self._has_left))
-        return min(max(self.config.budget // (workers * num_bytes), 1), CREDITS_MAX)
+        return min(max(self.config.budget // (workers * self._message_bytes), 1), CREDITS_MAX)
 
     def _values(
         self, parts: Sequence[Part], form: str
@@ -530,9 +532,7 @@ class Shard:
             staleness=tuple(staleness),
             durable=tuple([_row(part.durable, w, inc).seq for part in parts]),
             numel=tuple(numel),
-            credits=self._credits(sum([grad.nbytes for grad in grads if grad is not None]))
-            if message.dt != SHARED
-            else 0,
+            credits=0 if message.dt == SHARED else self._credits(),
         )
         return Reply(ack, back, pins)
 

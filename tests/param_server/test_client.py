@@ -528,7 +528,7 @@ class Counting(MemoryClient):
 ELEVEN = make_layout(("w", (64 * 11,), 0), part_max=64)
 
 
-@pytest.mark.parametrize(("budget", "most"), [(1, 1), (2 * 4 * 256, 2), (2**20, 3)])
+@pytest.mark.parametrize(("budget", "most"), [(1, 1), (2 * 4 * 704, 2), (2**20, 3)])
 def test_no_more_requests_are_under_way_than_there_are_credits(budget, most):
     cluster = Cluster(1, budget=budget)  # its messages are of 4, 4 and 3 parts of 256 bytes
     transport = Counting(cluster.handlers)

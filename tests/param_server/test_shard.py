@@ -910,3 +910,9 @@ def test_a_worker_that_leaves_leaves_its_credits_to_the_others():
 def test_what_has_no_payload_says_nothing_of_credits():
     _, (peer,) = ready_shard()
     assert peer.ask(Fetch(**peer.who, part=(0, 1), values=False)).credits == 0
+
+
+def test_a_short_message_brings_no_more_credits_than_a_long_one():
+    _, (peer,) = ready_shard(budget=3 * 4 * LAYOUT.total)
+    assert {peer.fetch(part)[0].credits for part in (0, 1, 2)} == {3}
+    assert peer.push({2: numbers()[LAYOUT.parts[2].start :]}, 1).credits == 3
