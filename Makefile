@@ -12,12 +12,14 @@ BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench bench-peers clean install install-dev
+.PHONY: help demo test chaos lint audit bench bench-peers clean install install-dev
 
 help:
 	@echo "make demo    train a small model on this machine; DEMO_ARGS='$(DEMO_ARGS)'"
 	@echo "make test    lint, then all tests; PYTEST_ARGS='-m \"not ray\"' to choose"
+	@echo "make chaos   kills, cuts and mistakes for a quarter of an hour; what was lost is counted"
 	@echo "make lint    ruff, mypy, import-linter"
+	@echo "make audit   known vulnerabilities of the pinned packages; asks the package index"
 	@echo "make bench   the experiment behind the numbers in the README"
 	@echo "make bench-peers    distbelief beside Ray, torch RPC and gloo, at the same work"
 	@echo "make clean   remove builds, caches and run folders, not .venv"
@@ -28,11 +30,22 @@ demo: install
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+chaos: install-dev
+	$(BIN)/distbelief chaos --json
+	DISTBELIEF_TEST_LONG=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
 lint: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Not a part of test: it needs the package index, and says something new without any change of ours. Strict:
+# what could not be looked up is an error, not a pass.
+audit: $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install -q pip-audit
+	$(VENV)/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 bench: install-dev
 	$(BIN)/python tests/bench/fashion_mnist.py $(BENCH_ARGS)

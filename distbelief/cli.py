@@ -20,11 +20,15 @@ COMMANDS = {
     "status": "status:status_command",
     "logs": "logs:logs_command",
     "stop": "stop:stop_command",
+    "drain": "drain:drain_command",
+    "scale": "scale:scale_command",
     "resume": "resume:resume_command",
     "runs": "runs:runs_group",
     "eval": "eval:eval_command",
     "bench": "bench:bench_group",
+    "chaos": "chaos:chaos_command",
     "config": "config:config_group",
+    "keys": "keys:keys_group",
     "completion": "completion:completion_command",
 }
 """Command -> file in commands/ and what it is called there; loaded when it is needed."""

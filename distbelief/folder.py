@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distbelief.param_server.place import inside
 from distbelief.problem import Problem
 
 RUNS = "runs"
@@ -64,7 +65,7 @@ class RunFolder:
     @classmethod
     def make(cls, parent: Path, run: str) -> "RunFolder":
         """Raises: Problem if it cannot be made."""
-        folder = cls(parent / run)
+        folder = cls(inside(parent, run))
         try:
             folder.logs.mkdir(parents=True)
         except OSError as error:
@@ -148,6 +149,18 @@ class RunFolder:
         """What `resume` goes on from."""
         return self._read("checkpoint.json")
 
+    @property
+    def keys(self) -> dict[str, str] | None:
+        """Public keys by name; None of a run whose connections are not encrypted."""
+        return self._read("keys.json")
+
+    def write_keys(self, listed: Mapping[str, str] | None) -> None:
+        """Raises: OSError."""
+        if listed is None:
+            (self.path / "keys.json").unlink(missing_ok=True)  # of an earlier start
+        else:
+            self.write("keys.json", listed)
+
     def write(self, name: str, data: Mapping[str, Any] | list[Any]) -> None:  # Any: JSON
         """Replace a JSON file whole.
 
@@ -174,7 +187,33 @@ class RunFolder:
             return 0
 
     def forget_stop(self) -> None:
+        """And whatever else was asked for."""
         (self.path / "stop").unlink(missing_ok=True)
+        self.take_asked()
+
+    # Other requests from elsewhere: a file each in the folder `asked`, gone once it is heeded
+
+    def ask(self, what: str, text: str = "") -> None:
+        """Ask the run's launcher for something: `drain-w1`, or `scale` with a number.
+
+        Raises: OSError.
+        """
+        folder = self.path / "asked"
+        folder.mkdir(exist_ok=True)
+        part = self.path / f".asked.{os.getpid()}"
+        part.write_text(text, encoding="utf-8")
+        part.replace(folder / what)
+
+    def take_asked(self) -> dict[str, str]:
+        """What was asked for since the last call: request -> its text."""
+        found: dict[str, str] = {}
+        try:
+            for path in sorted((self.path / "asked").iterdir()):
+                found[path.name] = path.read_text(encoding="utf-8").strip()
+                path.unlink()
+        except (OSError, ValueError):  # mostly: nobody has ever asked for anything
+            pass
+        return found
 
     # Finding
 

@@ -7,6 +7,7 @@ also what the command line and docs/configuration.md say of it.
 
 import dataclasses
 import difflib
+import ipaddress
 import json
 import math
 import re
@@ -21,6 +22,7 @@ from typing import Any
 import tomli_w
 
 from distbelief.param_server.compress import Compression
+from distbelief.param_server.guard import GuardConfig
 from distbelief.param_server.layout import Group
 from distbelief.param_server.schedule import Schedule
 from distbelief.param_server.update import Rule, make_rule
@@ -30,8 +32,10 @@ from distbelief.workers.downpour import DownpourConfig
 from distbelief.workers.worker import WorkerConfig
 
 ENGINES = ("ray", "local")
+ACKS = ("applied", "durable", "none")
 SEED_END = 2**32
 """Epochs and workers multiply the seed, and torch takes 64 bits."""
+_ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}")
 _UNTIL = re.compile(r"(\d+)(?:-(epoch|update)s?|(s|m|h))")
 _MEANT = re.compile(r"did you mean (.+)\?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -181,11 +185,20 @@ class NetConfig:
     """Where the processes of a job listen."""
 
     host: str = "127.0.0.1"
-    """Address to listen on."""
+    """Address to listen on. On another than the loopback connections are encrypted, and nobody is
+    let in but the run's own processes."""
+    encrypt: bool = False
+    """Do that on the loopback too."""
     insecure: bool = False
-    """Allow another than loopback although nothing is encrypted."""
+    """Do not do it anywhere: whoever sees the network can read and change what is sent."""
+    keys: str = ""
+    """A folder of `distbelief keys new`: keys that lie there are used, the others made for the
+    run."""
     port: int = 0
     """The controller listens on this port and shard i on port + 1 + i; 0 takes free ones."""
+    announce: tuple[str, ...] = ()
+    """HOST:PORT of each shard where workers reach it, if not where it listens: behind NAT, or a
+    forwarder. Needs `port`."""
     shared_memory: bool = True
     """Gradients and parameters stay in memory that workers and shards of one host share."""
     compress_push: str = "float32"
@@ -196,6 +209,35 @@ class NetConfig:
     """Share of a gradient that `topk` sends."""
     budget_mb: int = 16
     """MiB of gradients and parameters under way to and from a shard, over all workers together."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Nobody but this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def is_everywhere(self) -> bool:
+        """Not one address, but all of the machine's."""
+        try:
+            return ipaddress.ip_address(self.host).is_unspecified
+        except ValueError:
+            return self.host in ("", "*")
+
+    @property
+    def is_encrypted(self) -> bool:
+        return self.encrypt or not (self.is_loopback or self.insecure)
+
+    @property
+    def protection(self) -> str:
+        """What a person is told of it; empty where nothing leaves the machine, as usual."""
+        if self.is_encrypted:
+            return f"connections at {self.host} are encrypted, by keys of this run"
+        if self.is_loopback:
+            return ""
+        return f"connections at {self.host} are NOT ENCRYPTED (net.insecure)"
 
     @property
     def compression(self) -> Compression:
@@ -213,6 +255,19 @@ class SaveConfig:
     """Seconds between snapshots of a shard; 0 saves at the end only."""
     keep: int = 2
     """Snapshots kept, at least 2: the older one is used where the newest is damaged."""
+    ack: str = "applied"
+    """When a push counts: `applied` by the shards (workers keep it until it is saved, and send it
+    again to a shard that was restarted), `durable` (saved), or `none`: applied, and what a shard
+    has not saved is lost with it."""
+    backup_mb: int = 512
+    """MiB of pushed gradients that a worker keeps until they are saved; 2 to 64 pushes."""
+    history: bool = False
+    """Keep what shards have acknowledged for good, and have workers write down what they push and
+    what was answered: for the history checker."""
+
+    @property
+    def backup_bytes(self) -> int:
+        return 0 if self.ack == "none" else self.backup_mb * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,9 +275,12 @@ class Job:
     """One training run. Every field has a default: `Job()` trains GoogLeNet on digits."""
 
     workers: int = 2
-    """Model replicas that compute gradients."""
+    """Model replicas that compute gradients. `"2:8"` is `workers = 8` with `min_workers = 2`."""
     shards: int = 2
     """Processes that hold the parameters; at most as many as the model has parts."""
+    min_workers: int = 0
+    """The run goes on with so many, and `distbelief scale` changes their number while it does; 0:
+    the number is fixed."""
     engine: str = "ray"
     """`ray`, or `local` (plain subprocesses of this machine)."""
     address: str = "local"
@@ -240,6 +298,12 @@ class Job:
     """Threads of torch in each worker; 0 divides the cores by the workers."""
     device: str = "cpu"
     """Where a worker computes."""
+    restarts: int = 5
+    """A worker, a shard or the controller that is lost is started again; one that is lost so often
+    in a row without having done anything is given up. 0 starts none again."""
+    warm_workers: bool = False
+    """Engine `local` forks workers, as it does shards, from a process that has imported torch: one
+    that was lost is back at once. Not for scripts that want to be a process from its beginning."""
     silence_s: float = 300.0
     """A worker that has said nothing for so long is ended; one batch must not take longer."""
     script: ScriptConfig = field(default_factory=ScriptConfig)
@@ -248,6 +312,7 @@ class Job:
     train: TrainConfig = field(default_factory=TrainConfig)
     net: NetConfig = field(default_factory=NetConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
@@ -256,8 +321,10 @@ class Job:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for key, number, least in (
+            ("min_workers", self.min_workers, 0),
             ("threads", self.threads, 0),
             ("silence_s", self.silence_s, 1),
+            ("restarts", self.restarts, 0),
             ("train.warm_start", self.train.warm_start, 0),
             ("train.clip_part_norm", self.train.clip_part_norm, 0),
             ("net.budget_mb", self.net.budget_mb, 1),
@@ -266,9 +333,17 @@ class Job:
             ("data.max_bad", self.data.max_bad, 0),
             ("save.every_s", self.save.every_s, 0),
             ("save.keep", self.save.keep, 2),
+            ("save.backup_mb", self.save.backup_mb, 1),
         ):
             if not least <= number < math.inf:
                 raise ValueError(f"{key} must be at least {least}, got {number}")
+        if self.min_workers > self.workers:
+            raise ValueError(
+                f"min_workers is {self.min_workers}, more than workers, which is {self.workers}: "
+                f'say both, as in workers = "1:{self.workers}"'
+            )
+        if self.save.ack not in ACKS:
+            raise ValueError(f"save.ack {self.save.ack!r} is none of {', '.join(ACKS)}")
         if not 0 <= self.seed < SEED_END:
             raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
         if not 0 < self.model.width < math.inf:
@@ -279,10 +354,30 @@ class Job:
                 "shards the next ones, so it must be from 0 (any free ones) to "
                 f"{65535 - self.shards}"
             )
-        if self.net.host not in ("127.0.0.1", "::1", "localhost") and not self.net.insecure:
+        if self.net.announce and len(self.net.announce) != self.shards:
             raise ValueError(
-                f"net.host is {self.net.host}: beyond loopback the connections of this version "
-                "are not encrypted. If the network is all yours, add --set net.insecure=true"
+                f"net.announce has {len(self.net.announce)} addresses, there are {self.shards} "
+                "shards: name one for each"
+            )
+        if self.net.announce and not self.net.port:
+            raise ValueError(
+                "net.announce needs net.port: whoever forwards to the shards must know where they "
+                "listen"
+            )
+        for address in self.net.announce:
+            if not _ADDRESS.fullmatch(address):
+                raise ValueError(f"net.announce: {address!r} is not HOST:PORT")
+        if self.net.is_everywhere:
+            raise ValueError(
+                f"net.host is {self.net.host!r}: name one address of this machine, at which the "
+                "run's other processes reach it"
+            )
+        if self.net.encrypt and self.net.insecure:
+            raise ValueError("net.encrypt and net.insecure are both true: leave one of them out")
+        if self.net.keys and not self.net.is_encrypted:
+            raise ValueError(
+                f"net.keys is {self.net.keys}, but connections over {self.net.host} are not "
+                "encrypted: add --set net.encrypt=true"
             )
         # Checked here, so that a mistake is found before any process is started.
         Until.parse(self.until)
@@ -298,6 +393,8 @@ class Job:
             device=self.device,
             downpour=self.train.downpour,
             compression=self.net.compression,
+            backup_bytes=self.save.backup_bytes,
+            waits=self.save.ack == "durable",
         )
 
     def schedule(self, num_samples: int) -> Schedule:
@@ -338,9 +435,21 @@ class Job:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Job":  # Any: TOML and JSON
         """Raises: Problem naming the key, for an unknown one the nearest known one."""
-        job = _build(cls(), data, "")
+        job = _build(cls(), _with_range(data), "")
         assert isinstance(job, Job)
         return job
+
+
+_RANGE = re.compile(r"(\d+):(\d+)")
+
+
+def _with_range(data: Mapping[str, Any]) -> Mapping[str, Any]:  # Any: TOML
+    """With `workers = "2:8"` taken apart; it counts, whatever min_workers is said to be."""
+    said = data.get("workers") if isinstance(data, Mapping) else None
+    found = _RANGE.fullmatch(said) if isinstance(said, str) else None
+    if found is None:
+        return data
+    return {**data, "min_workers": max(1, int(found[1])), "workers": int(found[2])}
 
 
 def load_job(

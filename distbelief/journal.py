@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from distbelief.controller import Controller
+from distbelief.controller.machine import Controller
 from distbelief.folder import RunFolder, began_at
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Journal:
         self._controller = controller
         self._num_shards = num_shards
         self._attempt = attempt
-        self._num_processes = 0
+        self._processes: dict[str, int] = {}
         self._saved: dict[str, tuple[int, str]] = {}
         self._looked_at = float("-inf")
         self._is_failing = False
@@ -47,18 +47,19 @@ class Journal:
     def look(self, now: float) -> None:
         """Write what has changed since the last look."""
         controller = self._controller
-        if len(controller.members) != self._num_processes:
-            self._num_processes = len(controller.members)
+        processes = {member.name: member.inc for member in controller.members.values()}
+        if processes != self._processes:
+            self._processes = processes
             here = socket.gethostname()
-            processes = [
+            rows = [
                 {**row, "began": began_at(int(str(row["pid"]))) if row["host"] == here else ""}
                 for row in controller.processes()
             ]
-            self._write("processes.json", processes)
+            self._write("processes.json", rows)
         if now - self._looked_at >= STATUS_EVERY_S:
             self._looked_at = now
             self._write("status.json", self._status(now))
-        saved = {name: (one.epoch, one.name) for name, one in controller.saved.items()}
+        saved = {name: (one.epoch, one.name) for name, one in controller.saves.newest.items()}
         if saved != self._saved:
             self._saved = saved
             self.write_checkpoint()

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from distbelief import __version__
-from distbelief.controller import LEASE_BATCHES
+from distbelief.controller.machine import LEASE_BATCHES
 from distbelief.environment import check_environment
 from distbelief.evaluate import evaluate, save_model, save_tensors
 from distbelief.factory import make_contract, make_model, num_loaders, open_data, try_model
@@ -34,8 +34,10 @@ from distbelief.param_server.layout import trainable
 from distbelief.param_server.snapshot import SnapshotStore
 from distbelief.problem import Problem
 from distbelief.result import Result
-from distbelief.run import Run, Stop, StoppedNow, Trained
+from distbelief.run import Run
 from distbelief.signals import heeding
+from distbelief.stop import Stop, StoppedNow
+from distbelief.trained import Trained
 from distbelief.workers.arena import Arena
 from distbelief.workers.lease import LeaseQueue, Position
 from distbelief.workers.split import Split
@@ -103,12 +105,13 @@ def resume(
 def end_left_over(folder: RunFolder) -> None:
     """End what a launcher that was killed has left running, or two of each shard would save.
 
-    Shards save what they have when they are asked to end.
+    Shards save what they have when they are asked to end. Workers would push what they have, and
+    wait for shards that are ending.
     """
     asked = time.monotonic()
-    for _, pid in folder.left_over:
+    for name, pid in folder.left_over:
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGTERM if name.startswith("shard") else signal.SIGKILL)
     while folder.left_over:
         time.sleep(0.1)
         if time.monotonic() - asked > LEFT_OVER_S:
@@ -276,6 +279,7 @@ def _run(
                 digest="" if plan.train is None else plan.train.digest,
                 contract=None if checkpoint is None else plan.contract,
             )
+            folder.write_keys(run.listed_keys)
             with heeding(stop):
                 trained = run.train()
             run.journal.enter("evaluating", time.monotonic())
@@ -313,7 +317,8 @@ def _headline(
     checkpoint: Mapping[str, Any] | None,  # Any: JSON
 ) -> str:
     """What a person is told at the start."""
-    workers = f"{job.workers} workers and {job.shards} shards by {job.engine}"
+    least = f"{job.min_workers} to " if job.min_workers else ""
+    workers = f"{least}{job.workers} workers and {job.shards} shards by {job.engine}"
     if plan.contract is None or plan.train is None:
         text = f"run {folder.run}: {job.script.path}, {workers}"
     else:
@@ -325,6 +330,8 @@ def _headline(
         )
     if checkpoint is not None:
         text += f"; goes on from {checkpoint['samples']:,} samples"
+    if told := job.net.protection:
+        text += f"\n{told}"
     return text + f"\nrun folder {folder.path}"
 
 

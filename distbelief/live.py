@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from distbelief.controller import Progress
+from distbelief.controller.pace import Progress
 from distbelief.launcher_log import events
 from distbelief.terminal import outliving
 

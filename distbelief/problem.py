@@ -8,6 +8,7 @@ EXIT_OF = {
     "DB-DATA": 2,
     "DB-TRAIN": 1,
     "DB-SCRIPT": 1,  # the user's script
+    "DB-KEY": 3,
     "DB-ENV": 3,  # the environment is not ready
     "DB-RUN": 1,  # processes of the run
     "DB-STORE": 5,

@@ -2,8 +2,8 @@
 
     python -m distbelief.process < spec.json
 
-The spec comes through standard input, for it holds the job's token, which must not be seen in a
-list of processes or an environment.
+The spec comes through standard input, for it holds the job's token and keys, which must not be seen
+in a list of processes or an environment.
 """
 
 import logging
@@ -14,27 +14,38 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import zmq
 
+from distbelief.controller.account import Tally
 from distbelief.factory import make_contract, make_model, num_loaders, open_data
-from distbelief.job import Job, NetConfig
-from distbelief.param_server.client import Identity
+from distbelief.job import Job
+from distbelief.listen import listen
+from distbelief.open_files import allow_files
 from distbelief.param_server.contract import Contract
-from distbelief.param_server.errors import DistBeliefError, Refused
+from distbelief.param_server.errors import (
+    DistBeliefError,
+    Refused,
+    SnapshotFailed,
+    SnapshotFenced,
+)
+from distbelief.param_server.identity import Identity
+from distbelief.param_server.ledger import Ledger, recall
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.shared import Shared
 from distbelief.param_server.snapshot import SnapshotStore
-from distbelief.param_server.transport import ZmqClient, ZmqServer, keep_freed_memory
+from distbelief.param_server.transport import ZmqClient, keep_freed_memory
 from distbelief.param_server.wire import sayable
 from distbelief.problem import Problem
 from distbelief.run_script import run_script
 from distbelief.spec import Spec
-from distbelief.workers.control import Beat, Control, ControllerGone, Ended, Halt, Serving
+from distbelief.workers.control import Control, ControllerGone, Locator
+from distbelief.workers.notes import QUARANTINED, Beat, Ended, Fence, Fenced, Halt, Serving
 from distbelief.workers.own import user_frames
 from distbelief.workers.worker import NonFiniteLoss, Worker
 
@@ -42,6 +53,9 @@ logger = logging.getLogger(__name__)
 
 BEAT_S = 0.2
 """A shard asks this often whether it is still wanted."""
+DRAIN_S = 20.0
+"""A worker that is told to go by SIGTERM takes no longer; spot instances get 30 s and more."""
+UNWIND_S = 5.0
 
 
 def run_process(spec: Spec) -> None:
@@ -57,7 +71,7 @@ def run_process(spec: Spec) -> None:
     torch.set_num_threads(_threads(job, spec.role))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
-        control = Control(ZmqClient(context), spec.controller)
+        control = Control(ZmqClient(context, spec.keys), spec.controller)
         try:
             _run_told(spec, job, control, context)
         finally:
@@ -73,14 +87,21 @@ def _run_told(
 ) -> None:
     """Run, and tell the controller how it ended."""
     code, text, why, fix = "", "", "", ""
+    is_drained = False
     try:
         if spec.role == "shard":
             _run_shard(spec, job, control, context)
-        elif job.script.path:
-            run_script(spec, job, control, lambda: ZmqClient(context))
         else:
-            _run_worker(spec, job, control, context)
-    except ControllerGone as error:
+            notice = Notice()
+            with _on_sigterm(notice.take):
+                try:
+                    is_drained = _run_replica(spec, job, control, context, notice)
+                finally:
+                    notice.forget()
+    except TimeIsUp as error:
+        logger.error("%s", error)
+        is_drained = True
+    except (ControllerGone, Deposed) as error:
         logger.error("%s", error)
         return
     except Problem as error:
@@ -89,6 +110,8 @@ def _run_told(
         code, text = "DB-TRAIN-001", str(error)
     except Refused as error:
         code, text = "DB-RUN-001", str(error)
+        if error.code == "quarantine":
+            code, text = QUARANTINED, error.text
         if error.code == "contract" and "use at most" in error.text:
             code, text = "DB-MODEL-003", error.text
             fix = "start it with fewer: --shards " + error.text.rpartition("at most ")[2].split()[0]
@@ -110,15 +133,35 @@ def _run_told(
                 text=sayable(text),
                 why=sayable(why),
                 fix=sayable(fix),
+                is_drained=is_drained,
             )
         )
     except ControllerGone:
         logger.warning("nobody heard that %s ended", spec.name)
 
 
+def _run_replica(
+    spec: Spec,
+    job: Job,
+    control: Control,
+    context: "zmq.Context[zmq.Socket[bytes]]",
+    notice: "Notice",
+) -> bool:
+    """Returns: it has left before the end of the run."""
+    if job.script.path:
+        return run_script(
+            spec, job, control, lambda: ZmqClient(context, spec.keys), notice.is_taken
+        )
+    return _run_worker(spec, job, control, context, notice)
+
+
 def _run_worker(
-    spec: Spec, job: Job, control: Control, context: "zmq.Context[zmq.Socket[bytes]]"
-) -> None:
+    spec: Spec,
+    job: Job,
+    control: Control,
+    context: "zmq.Context[zmq.Socket[bytes]]",
+    notice: "Notice",
+) -> bool:
     split = open_data(job, "train")
     assert split is not None  # every source has this one
     model = make_model(job, split)
@@ -133,16 +176,21 @@ def _run_worker(
         contract,
         split,
         control,
-        lambda: ZmqClient(context),
+        lambda: ZmqClient(context, spec.keys),
+        Locator(identity, lambda: ZmqClient(context, spec.keys), spec.controller),
+        spec.history if job.save.history else None,
+        notice.is_taken,
     )
     logger.info("worker %s pid=%d begins", spec.name, os.getpid())
     worker.run()
     logger.info("worker %s ends", spec.name)
+    return worker.is_drained
 
 
 def _run_shard(
     spec: Spec, job: Job, control: Control, context: "zmq.Context[zmq.Socket[bytes]]"
 ) -> None:
+    allow_files(job.workers)
     config = ShardConfig(
         run=spec.run,
         token=spec.token,
@@ -151,8 +199,15 @@ def _run_shard(
         num_workers=job.workers,
         epoch=spec.inc,
         budget=job.net.budget_mb * 2**20,
+        guard=job.guard,
     )
     store = SnapshotStore(Path(spec.run_path) / "snapshots" / spec.name, job.save.keep)
+    try:
+        store.claim(spec.inc)  # from here on no earlier process saves there
+    except SnapshotFenced as error:
+        raise Deposed(str(error)) from error
+    except SnapshotFailed as error:
+        logger.error("%s", error)
     found = store.latest()
     if found is not None:
         for wrong in found[1]:
@@ -161,27 +216,52 @@ def _run_shard(
     if image is not None and spec.contract:
         image = replace(image, contract=Contract.from_json(spec.contract.encode()))
     shared = Shared(is_on=job.net.shared_memory)
-    shard = Shard(config, image=image, make_home=shared.make_home)
-    transport = listen(context, job.net, 1 + spec.index)
+    ledger = Ledger(store.folder, spec.inc, keeps_all=job.save.history)
+    is_kept = job.save.ack != "none"
+    shard = Shard(
+        config,
+        image=image,
+        on_push=ledger.write if is_kept else None,
+        make_home=shared.make_home,
+    )
+    if is_kept:
+        if image is not None:
+            recall(shard, image, store.folder)
+        ledger.begin(image)
+    net = job.net
+    port = net.port + 1 + spec.index if net.port else 0  # the controller has the first one
+    transport = listen(context, net.host, port, spec.port, spec.keys, net.is_encrypted)
+    announce = net.announce
     halt = threading.Event()
     try:
-        saving = SnapshotConfig(every_s=job.save.every_s)
-        server = ShardServer(shard, transport, store, saving, shared=shared)
+        saving = SnapshotConfig(every_s=job.save.every_s, backup_bytes=job.save.backup_bytes)
+        server = ShardServer(shard, transport, store, saving, shared=shared, ledger=ledger)
         control.ask(
             Serving(
                 run=spec.run,
                 token=spec.token,
                 name=spec.name,
                 inc=spec.inc,
-                endpoint=transport.endpoint,
+                endpoint=f"tcp://{announce[spec.index]}" if announce else transport.endpoint,
                 pid=os.getpid(),
                 host=socket.gethostname(),
+                samples=tuple(part.samples for part in shard.parts.values()),
             )
         )
         logger.info("shard %s pid=%d serves at %s", spec.name, os.getpid(), transport.endpoint)
         with _on_sigterm(halt.set):
             beating = _Beating(spec, control, server, halt)
             server.serve(beating)
+        if shard.is_deposed:
+            raise Deposed(f"{spec.name} epoch {spec.inc} was replaced by a later one")
+        if shard.spoiled:
+            raise Problem(
+                "DB-TRAIN-003",
+                f"{spec.name}: {shard.spoiled}",
+                why="gradients were finite, and what they add up to is not",
+                fix="distbelief resume goes on from the last snapshot; lower the learning rate, or "
+                "refuse such gradients: --set guard.max_norm=...",
+            )
         control.ask(beating.beat())  # the last snapshot
         logger.info("shard %s ends: %r", spec.name, shard)
         if server.storage_error is not None:
@@ -189,6 +269,50 @@ def _run_shard(
     finally:
         transport.close()
         shared.close()
+        ledger.close()
+
+
+class Deposed(Exception):
+    """Another process is this shard by now; nothing is to be told or saved."""
+
+
+class TimeIsUp(BaseException):
+    """A worker that was told to go has not come to an end in time."""
+
+
+class Notice:
+    """SIGTERM to a worker: its machine is about to go away, as a spot instance's does.
+
+    It ends its step, pushes what it has, and leaves; after DRAIN_S it ends wherever it is. Then
+    the controller asks the shards what came of its last push.
+    """
+
+    def __init__(self) -> None:
+        self._is_taken = False
+        self._before: Any = None  # Any: a handler, as typeshed has it
+
+    def take(self) -> None:
+        if not self._is_taken:
+            self._is_taken = True
+            self._before = signal.signal(signal.SIGALRM, self._ring)
+            signal.setitimer(signal.ITIMER_REAL, DRAIN_S)
+
+    def is_taken(self) -> bool:
+        return self._is_taken
+
+    def forget(self) -> None:
+        """The worker has come to its end: the alarm is off."""
+        if self._is_taken:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, self._before)
+
+    def _ring(self, *_: object) -> None:
+        # What unwinds may wait for shards that do not answer: that is not waited for either.
+        signal.signal(signal.SIGALRM, lambda *_: os._exit(1))
+        signal.setitimer(signal.ITIMER_REAL, UNWIND_S)
+        raise TimeIsUp(
+            f"this worker was told to go {DRAIN_S:.0f} s ago, and has not come to an end"
+        )
 
 
 class _Beating:
@@ -201,15 +325,33 @@ class _Beating:
         self._control = control
         self._server = server
         self._halt = halt
+        self._fenced: Fenced | None = None
+        """What is to be told before the next beat."""
 
     def __call__(self) -> bool:
         if self._halt.is_set():
             return True
         try:
-            return self._control.is_told(self.beat(), every_s=BEAT_S, kind=Halt)
+            every_s = BEAT_S if self._fenced is None else 0.0
+            answer = self._control.hear(self._fenced or self.beat(), every_s)
+            if answer is not None:
+                self._fenced = self._fence(answer) if isinstance(answer, Fence) else None
+            return isinstance(answer, Halt)
         except ControllerGone as error:
             logger.error("%s; saving and ending", error)
             return True
+
+    def _fence(self, fence: Fence) -> Fenced:
+        tally = Tally.of(self._server.shard.fence(fence.w, fence.inc))
+        return Fenced(
+            run=self._spec.run,
+            token=self._spec.token,
+            name=self._spec.name,
+            inc=self._spec.inc,
+            w=fence.w,
+            of_inc=fence.inc,
+            **asdict(tally),
+        )
 
     def beat(self) -> Beat:
         saved = self._server.saved
@@ -242,23 +384,6 @@ class _on_sigterm:
             signal.signal(signal.SIGTERM, self._before)
 
 
-def listen(context: "zmq.Context[zmq.Socket[bytes]]", net: NetConfig, place: int) -> ZmqServer:
-    """Listen where the job says: its port and `place`, or any free port.
-
-    Raises: Problem if somebody else listens there.
-    """
-    port = net.port + place if net.port else 0
-    try:
-        return ZmqServer(context, net.host, port)
-    except OSError as error:
-        raise Problem(
-            "DB-ENV-005",
-            f"cannot listen at {net.host} port {port or 'any'}: {error.strerror}",
-            why="another run, or another program, may be using it",
-            fix="choose another --set net.port=..., or leave net.port out for free ports",
-        ) from error
-
-
 def _threads(job: Job, role: str) -> int:
     cores = os.cpu_count() or 1
     if role == "shard":
@@ -267,10 +392,23 @@ def _threads(job: Job, role: str) -> int:
     return job.threads or max(1, cores // job.workers)
 
 
+def be_process(spec: Spec) -> None:
+    """Be the process of a spec in a child that has been forked; does not return for a shard."""
+    with spec.out.open("ab") as out:
+        for stream in (1, 2):
+            os.dup2(out.fileno(), stream)
+    run_process(spec)
+    _leave(spec)
+
+
 def main() -> None:
     """Entry of a subprocess: read the spec, be that process."""
     spec = Spec.from_json(sys.stdin.read())
     run_process(spec)
+    _leave(spec)
+
+
+def _leave(spec: Spec) -> None:
     if spec.role == "shard":  # all is saved and said; torch takes half a second to leave
         logging.shutdown()
         os._exit(0)

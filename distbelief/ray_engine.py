@@ -41,10 +41,9 @@ class _Host:
 class RayProcess:
     """One actor, running the process as its only long call."""
 
-    def __init__(self, spec: Spec, num_cpus: float) -> None:
+    def __init__(self, spec: Spec, actor: Any) -> None:  # Any: Ray's actor handle
         self.name = spec.name
-        remote: Any = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=num_cpus)  # Any: too
-        self._actor: Any = remote(_Host).remote()  # Any: Ray's actor handle
+        self._actor = actor
         self._running: Any = self._actor.run.remote(spec.to_json())  # Any: Ray's object ref
         self._why: str | None = None
 
@@ -61,6 +60,26 @@ class RayProcess:
         ray.kill(self._actor, no_restart=True)
         if self._why is None:
             self._why = "killed by the launcher"
+
+
+class _Spare:
+    """An actor that has imported all that a shard needs, and waits to become one.
+
+    It holds no CPU: whoever it takes the place of has given its own back.
+    """
+
+    def __init__(self) -> None:
+        self.actor = _host(0.0)
+        self._warm: Any = self.actor.pid.remote()  # Any: Ray's object ref
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(ray.wait([self._warm], timeout=0)[0])
+
+
+def _host(num_cpus: float) -> Any:  # Any: Ray's actor handle
+    remote: Any = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=num_cpus)  # Any: too
+    return remote(_Host).remote()
 
 
 def _check_reachable(address: str) -> None:
@@ -81,7 +100,10 @@ def _check_reachable(address: str) -> None:
 
 
 class RayEngine:
-    """Starts actors in a Ray cluster of this run's own, or in one that is there already."""
+    """Starts actors in a Ray cluster of this run's own, or in one that is there already.
+
+    A spare is kept for a shard that is lost: starting an actor and importing torch takes seconds.
+    """
 
     name = "ray"
 
@@ -95,6 +117,7 @@ class RayEngine:
         if not is_local:
             _check_reachable(address)
         self._num_cpus = 0.0 if is_local else 1.0
+        self._spare: _Spare | None = None
         local: dict[str, Any] = {}  # Any: arguments of ray.init
         if is_local:
             local = {
@@ -127,16 +150,24 @@ class RayEngine:
             self.close()
             raise Problem(
                 "DB-ENV-002",
-                f"the cluster at {address} has several machines, and this version connects "
-                "processes over loopback only",
-                fix="start Ray on one machine, or wait for encrypted connections",
+                f"the cluster at {address} has several machines, and this version places all "
+                "processes of a run on one",
+                fix="start Ray on one machine",
             )
 
     def start(self, spec: Spec) -> RayProcess:
         try:
-            return RayProcess(spec, self._num_cpus)
+            return RayProcess(spec, self._take_spare(spec) or _host(self._num_cpus))
         except (RayError, GetTimeoutError) as error:
             raise Problem("DB-ENV-003", f"Ray could not start {spec.name}: {error}") from error
+
+    def _take_spare(self, spec: Spec) -> Any | None:  # Any: Ray's actor handle
+        """The spare, for a process that may have it; there is soon another one."""
+        spare = self._spare
+        if not spec.is_warm or (spare is not None and not spare.is_ready):
+            return None
+        self._spare = _Spare()
+        return None if spare is None else spare.actor
 
     def close(self) -> None:
         ray.shutdown()

@@ -47,6 +47,18 @@ class Result:
     worker_samples: dict[str, int] = field(default_factory=dict)
     """Worker -> samples whose pushes were answered. In a short run a worker may come too late."""
     workers_lost: int = 0
+    """How often a worker vanished; each is started again."""
+    drained: list[str] = field(default_factory=list)
+    """Workers that left before the end because they were asked to: by `distbelief drain`, or by
+    SIGTERM, as where a machine is about to go away."""
+    accounting: dict[str, int | bool] = field(default_factory=dict)
+    """What became of every sample that this attempt has handed out; see account.py. `adds_up`: so
+    many were handed out, and the shards' own counts say the same."""
+    shard_restarts: int = 0
+    controller_restarts: int = 0
+    lost_double_fault: int = 0
+    """Parts of acknowledged pushes that are lost: their worker was, and then their shard, before
+    a snapshot had them."""
     refused: int = 0
     """Parts of pushes that the shards refused."""
     skipped_samples: int = 0

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distbelief.job import Job
-from distbelief.param_server.client import Identity
 from distbelief.param_server.errors import DistBeliefError
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.transport import ClientTransport
 from distbelief.problem import Problem
 from distbelief.spec import Spec
 from distbelief.workers import session
-from distbelief.workers.control import Control
+from distbelief.workers.control import Control, Locator
 from distbelief.workers.joined import Joined
 from distbelief.workers.own import user_frames
 from distbelief.workers.session import Stopped, WorkerInfo
@@ -30,17 +30,34 @@ OTHERS = re.compile(
 
 
 def run_script(
-    spec: Spec, job: Job, control: Control, make_transport: Callable[[], ClientTransport]
-) -> None:
+    spec: Spec,
+    job: Job,
+    control: Control,
+    make_transport: Callable[[], ClientTransport],
+    is_leaving: Callable[[], bool] = lambda: False,
+) -> bool:
     """Run it to its end, or until the run is stopped; then push what is left and leave.
 
+    is_leaving: as of `Worker`. Returns: it has left before the end of the run.
     Raises: Problem for a script that raises, exits with an error, or trains nothing; Refused,
         ShardUnavailable, ControllerGone.
     """
     identity = Identity(run=spec.run, w=spec.name, inc=spec.inc, token=spec.token)
-    info = WorkerInfo(index=spec.index, count=job.workers)
+    info = WorkerInfo(index=spec.index, count=job.workers, incarnation=spec.inc)
     compression = job.net.compression
-    joined = Joined(identity, control, make_transport, info, job.seed, compression=compression)
+    joined = Joined(
+        identity,
+        control,
+        make_transport,
+        info,
+        job.seed,
+        compression=compression,
+        backup_bytes=job.save.backup_bytes,
+        waits=job.save.ack == "durable",
+        locate=Locator(identity, make_transport, spec.controller),
+        history=spec.history if job.save.history else None,
+        is_leaving=is_leaving,
+    )
     session.set_current(joined)
     path = Path(job.script.path)
     before = sys.argv, sys.path[:]
@@ -60,6 +77,7 @@ def run_script(
         sys.stdout.flush()
         sys.stderr.flush()
     logger.info("worker %s ends", spec.name)
+    return joined.is_drained
 
 
 def _run(path: Path, joined: Joined) -> None:

@@ -40,7 +40,7 @@ FLAGS: Mapping[str, str] = {
 
 PROJECT_FILE = "distbelief.toml"
 ENV_PREFIX = "DISTBELIEF_"
-NOT_OURS = frozenset({"DISTBELIEF_TEST_DATA", "DISTBELIEF_REQUIRE_DATA"})
+NOT_OURS = ("DISTBELIEF_TEST_", "DISTBELIEF_REQUIRE_DATA")
 """Variables of the tests and of CI, which are no keys."""
 SCRIPT_SAYS = ("model", "data", "train", "until")
 """What a script says itself; keys of these sections have no meaning beside one."""
@@ -258,7 +258,7 @@ def _path(text: str) -> tuple[str, ...]:
 def _of_environment(environ: Mapping[str, str]) -> Iterable[Said]:
     for name in sorted(environ):
         # An empty variable counts as one that is not there, as shells have it.
-        if name.startswith(ENV_PREFIX) and name not in NOT_OURS and environ[name]:
+        if name.startswith(ENV_PREFIX) and not name.startswith(NOT_OURS) and environ[name]:
             path = tuple(name.removeprefix(ENV_PREFIX).lower().split("__"))
             yield Said(path, value_of(environ[name]), name)
 

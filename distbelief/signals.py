@@ -26,7 +26,7 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None  # Any: as typesh
 
 
 class Asked(Protocol):
-    """What a signal is passed on to: `distbelief.run.Stop`."""
+    """What a signal is passed on to: `distbelief.stop.Stop`."""
 
     def ask(self) -> None: ...
 

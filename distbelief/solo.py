@@ -7,8 +7,9 @@ computes the same alone as with one worker.
 import sys
 from collections.abc import Sequence
 
-from distbelief.param_server.client import Client, Identity
+from distbelief.param_server.client import Client
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.server import respond
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.transport import Frame, MemoryClient

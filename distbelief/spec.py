@@ -4,6 +4,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from distbelief.param_server.curve import Keys
+from distbelief.param_server.secret import Secret
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
@@ -24,8 +27,19 @@ class Spec:
     """The run's folder."""
     cwd: str
     """Where the launcher was called: the user's modules are found from here."""
+    is_warm: bool = False
+    """It may be forked from a process that has imported torch, where the engine has one."""
+    port: int = 0
+    """For a shard that is started again: where its workers look for it; 0 for any."""
     contract: str = ""
     """For a shard of a run that is resumed with another rate or length: what it goes on with."""
+    keys: Keys | None = None
+    """What it needs to speak with the others; None where nothing is encrypted."""
+
+    @property
+    def history(self) -> Path:
+        """Where workers write down what they push, if the job says so."""
+        return Path(self.run_path) / "history"
 
     @property
     def out(self) -> Path:
@@ -37,8 +51,13 @@ class Spec:
         return f"shard{self.index}" if self.role == "shard" else f"w{self.index}"
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """With its secrets: for a pipe to the process and nothing else."""
+        keys = None if self.keys is None else self.keys.to_dict()
+        return json.dumps({**asdict(self), "keys": keys})
 
     @classmethod
     def from_json(cls, text: str) -> "Spec":
-        return cls(**json.loads(text))
+        data = json.loads(text)
+        keys = data.pop("keys", None)
+        secret = Secret(data.pop("token"))
+        return cls(**data, token=secret, keys=None if keys is None else Keys.from_dict(keys))

@@ -20,6 +20,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from distbelief.param_server.backup import Backup, Kept, Parcel, window_of
 from distbelief.param_server.compress import Compression, Encoder, Scratch, decode_, frame_bytes
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import (
@@ -28,8 +29,10 @@ from distbelief.param_server.errors import (
     RemoteProtocolError,
     ShardUnavailable,
 )
+from distbelief.param_server.history import History
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.layout import Layout, PartRange
-from distbelief.param_server.link import Link, Patience, Ticket
+from distbelief.param_server.link import Link, Make, Patience, Take, Ticket
 from distbelief.param_server.memory import Memory, MemoryRefused, is_supported, without_memory
 from distbelief.param_server.partition import Partition
 from distbelief.param_server.protocol import (
@@ -46,6 +49,8 @@ from distbelief.param_server.protocol import (
     Params,
     Push,
     Query,
+    Sync,
+    Synced,
     Welcome,
     as_frame,
     checksum,
@@ -59,6 +64,12 @@ logger = logging.getLogger(__name__)
 MESSAGE_PARTS = 4
 """Parts in one message, at most, if that does not make too many messages: while the shard applies
 one message, the next one is on its way."""
+
+SYNC_S = 0.02
+"""Between two questions of what is durable, while somebody waits for it."""
+
+LOCATE_S = 0.5
+"""A shard that is gone for so long may be elsewhere."""
 
 MESSAGES_MAX = 32
 """Messages to one shard for one push or fetch. Far below the queue's limit (transport.HWM): a
@@ -80,17 +91,6 @@ class _Who(TypedDict):
     ep: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Who a client is."""
-
-    run: str
-    w: str
-    inc: int = 0
-    """Granted by the controller and rising; 0 for readers such as an evaluator."""
-    token: str = field(repr=False)
-
-
 class Fetched:
     """A worker's copy of the flat vector, and at which version each of its parts was fetched."""
 
@@ -98,6 +98,8 @@ class Fetched:
         self.values = torch.zeros(layout.total)
         """1-D float32 [layout.total]."""
         parts = len(layout.parts)
+        self.epoch = [0] * parts
+        """Of the shard; versions of two epochs cannot be compared."""
         self.version = [0] * parts
         self.bseq = [0] * parts
         """Per part, the last own push it had in it when it was fetched."""
@@ -138,6 +140,15 @@ class PushTicket(Ticket):
         self.base = base
         self.into = into
         self.unsent = pending
+        self.vector: Tensor | None = None
+        """Once it is done: what the next gradient may be written to; the caller's. None: the one
+        that was pushed."""
+        self.kept: Kept | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """It waits for nothing but the backup; of one that is kept."""
+        return self.kept is not None and not self.unsent and self.num_pending == 1
 
 
 _Message = tuple[Link, tuple[PartRange, ...]]
@@ -159,12 +170,20 @@ class Client:
         *,
         memory: bool = False,
         compression: Compression | None = None,
+        backup_bytes: int = 0,
+        waits: bool = False,
+        locate: Callable[[], Sequence[str]] | None = None,
+        history: History | None = None,
     ) -> None:
         """endpoints: one a shard, in order; the client closes the transport.
 
         contract: None asks the shards for theirs, as an evaluator does.
         memory: share memory with the shards of this host; without a contract it does not.
         compression: of what goes over the network; what is shared is not compressed.
+        backup_bytes: about so much of pushed gradients is kept until it is durable, to be sent
+        again to shards that were restarted; 0 keeps none. waits: a push is done when it is durable.
+        locate: asked for the endpoints where a shard has been gone for a while: it may be elsewhere
+        by then; none if nobody knows. history: written along; the client closes it.
         """
         self.identity = identity
         self.seq = 0
@@ -188,6 +207,21 @@ class Client:
         """By part: its encoder, and its frame until the push is answered."""
         self._scratch: Scratch | None = None
         self._last_push: PushTicket | None = None
+        self._backup_bytes = 0 if contract is None else backup_bytes
+        self._waits = waits
+        self._locate = locate
+        self._history = history
+        self._located_at = float("-inf")
+        self._backup: Backup | None = None
+        self._unsettled: list[PushTicket] = []
+        """Pushes that are not done yet, where they are kept."""
+        self._syncing: dict[int, Ticket] = {}
+        """By shard: a question of what is durable that has no answer yet."""
+        self._synced_at = float("-inf")
+        self._stalled: set[int] = set()
+        """Shards that cannot save."""
+        self.num_resent = 0
+        """Messages that were sent again after a restart of a shard."""
         self._memory: Memory | None = None
         self._memory_start = 0
         self._num_vectors = 0
@@ -218,11 +252,17 @@ class Client:
         """A zeroed 1-D float32 [layout.total] for gradients, where the shards can read it.
 
         In ordinary memory if no shard shares any, and after the first VECTORS of a client. Call
-        it after `connect`. The caller's; it stays usable after `close`.
+        it after `connect`. The caller's, until it is pushed where pushes are kept: then see
+        `PushTicket.vector`. It stays usable after `close`.
         """
-        if self._memory is None or not self._slabs or self._num_vectors == VECTORS:
+        backup = self._backup
+        return self._make_vector() if backup is None else backup.take_vector()
+
+    def _make_vector(self) -> Tensor:
+        step = vector_bytes(self.layout)
+        place = self._num_vectors * step
+        if self._memory is None or not self._slabs or place == self._memory.size:
             return torch.zeros(self.layout.total)
-        place = self._num_vectors * vector_bytes(self.layout)
         self._num_vectors += 1
         return self._memory.vector(place, self.layout.total)
 
@@ -236,6 +276,10 @@ class Client:
         """
         if self._contract is not None:
             self._compression.check(self._contract.rule, self._contract.clip_part_norm)
+        if self._contract is not None and self._backup_bytes:
+            layout = self._contract.layout
+            window = window_of(4 * layout.total, self._backup_bytes)
+            self._backup = Backup(len(layout.parts), window, self._make_vector, waits=self._waits)
         if self._is_sharing:
             self._make_memory()
         for link in self._links:
@@ -264,24 +308,49 @@ class Client:
 
         values: 1-D float32 [layout.total]; read only.
         """
-        partition = Partition(self.layout, len(self._links))
+        while True:
+            for link in self._links:
+                if not link.is_ready:
+                    self._bring(link, values)
+            # Until they are on disk only this worker could bring them again.
+            if self._backup is None or self._is_saved():
+                return
+
+    def _bring(self, link: Link, values: Tensor) -> None:
+        parts = Partition(self.layout, len(self._links)).parts_of(link.index)
+        slices = [values[part.start : part.stop] for part in parts]
+        message = Init(
+            **self._who(link),
+            part=tuple(part.index for part in parts),
+            numel=tuple(part.numel for part in parts),
+            crc=tuple(checksum(piece) for piece in slices),
+        )
+        try:
+            self.wait(link.ask(message, [as_frame(piece) for piece in slices]))
+        except Refused as error:
+            if error.code != "ready":  # somebody was first, or our first try did arrive
+                raise
+        link.is_ready = True
+
+    def _is_saved(self) -> bool:
+        """Wait until every shard has a snapshot; False if one has no values to save any more."""
         for link in self._links:
-            if link.is_ready:
-                continue
-            parts = partition.parts_of(link.index)
-            slices = [values[part.start : part.stop] for part in parts]
-            message = Init(
-                **self._who(link),
-                part=tuple(part.index for part in parts),
-                numel=tuple(part.numel for part in parts),
-                crc=tuple(checksum(piece) for piece in slices),
-            )
-            try:
-                self.wait(link.ask(message, [as_frame(piece) for piece in slices]))
-            except Refused as error:
-                if error.code != "ready":  # somebody was first, or our first try did arrive
-                    raise
-            link.is_ready = True
+            while True:
+                try:
+                    reply = self.wait(link.ask(Sync(**self._who(link), wants=True))).reply
+                except Refused as error:
+                    if error.code != "not-ready":
+                        raise
+                    link.is_ready = False
+                    return False
+                assert isinstance(reply, Synced)
+                if reply.is_saved:
+                    break
+                if reply.is_stalled:
+                    logger.warning("shard %d cannot save the first values", link.index)
+                    break
+                self._sleep(SYNC_S)
+        return True
 
     def fetch(self, into: Fetched) -> None:
         """Fetch the whole vector; waits until all shards have parameters."""
@@ -312,12 +381,18 @@ class Client:
         return [bytes(self.wait(ticket).frames[0]) for ticket in tickets]
 
     def leave(self) -> None:
-        """Say that this worker pushes no more."""
+        """Say that this worker pushes no more, once all it has pushed is durable."""
+        backup = self._backup
+        while backup is not None and backup.kept and not self._stalled:
+            self.poll(SYNC_S)
+            self._sync(self._clock())
         for ticket in [link.ask(Leave(**self._who(link))) for link in self._links]:
             self.wait(ticket)
 
     def close(self) -> None:
         self._transport.close()
+        if self._history is not None:
+            self._history.close()
         for memory, _ in self._slabs.values():
             memory.close()
         self._slabs.clear()
@@ -350,17 +425,19 @@ class Client:
         the client's until the ticket is done; None asks for none.
         """
         messages = self._messages if self._is_alone else self._few_messages
-        ticket = self._begin_push(len(messages), samples, base, into)
+        ticket = self._begin_push(len(messages), samples, base, into, grad)
         for link, parts in reversed(messages):  # as backward completes them
             self._send_push(ticket, link, parts, grad, absent)
         return ticket
 
-    def begin_push(self, samples: int, base: Fetched, into: Fetched | None) -> PushTicket:
+    def begin_push(
+        self, samples: int, base: Fetched, into: Fetched | None, grad: Tensor
+    ) -> PushTicket:
         """Begin a push whose messages are sent one by one; arguments as of `start_push`.
 
         Every message has to be sent once, in any order, before the next push begins.
         """
-        return self._begin_push(len(self._messages), samples, base, into)
+        return self._begin_push(len(self._messages), samples, base, into, grad)
 
     def send_push(
         self, ticket: PushTicket, index: int, grad: Tensor, absent: Sequence[bytes]
@@ -382,6 +459,8 @@ class Client:
 
         Raises: ShardUnavailable when a shard has been silent for too long.
         """
+        if any([ticket.is_answered for ticket in self._unsettled]):
+            timeout_s = min(timeout_s, SYNC_S)
         received = self._transport.recv(timeout_s)
         if received is not None:
             index, frames = received
@@ -389,6 +468,10 @@ class Client:
         now = self._clock()
         for link in self._links:
             link.look(now)
+            if link.cut_at is not None and now - max(link.cut_at, self._located_at) > LOCATE_S:
+                self._find_shards()
+        if self._unsettled:
+            self._settle(now)
 
     def wait(self, ticket: Ticket) -> Ticket:
         """Poll until the ticket is done, and raise its error if it has one."""
@@ -405,9 +488,17 @@ class Client:
     @property
     def has_open(self) -> bool:
         """Some request has no reply yet."""
-        return any(link.has_open for link in self._links)
+        return bool(self._unsettled) or any(link.has_open for link in self._links)
 
     # Inside
+
+    def _find_shards(self) -> None:
+        endpoints = self._locate() if self._locate is not None else ()
+        self._located_at = self._clock()
+        for link, endpoint in zip(self._links, endpoints, strict=False):
+            if endpoint and link.endpoint != endpoint:
+                logger.info("shard %d has moved to %s", link.index, endpoint)
+                link.move(endpoint)
 
     def _who(self, link: Link) -> _Who:
         me = self.identity
@@ -416,13 +507,33 @@ class Client:
     def _greet(self, link: Link) -> None:
         self.wait(link.greet())
 
-    def _hello(self) -> tuple[Hello, Sequence[Frame]]:
+    def _hello(self, link: Link) -> tuple[Hello, Sequence[Frame]]:
         me = self.identity
         address = "" if self._memory is None else self._memory.address
-        message = Hello(run=me.run, w=me.w, inc=me.inc, ep=0, token=me.token, memory=address)
+        message = Hello(
+            run=me.run,
+            w=me.w,
+            inc=me.inc,
+            ep=link.epoch,
+            token=me.token,
+            memory=address,
+            first=self._first(link),
+        )
         return message, () if self._contract is None else (self._contract.to_json(),)
 
-    def _take_welcome(self, link: Link, reply: Welcome, frames: list[Frame]) -> None:
+    def _first(self, link: Link) -> int:
+        """The smallest seq that can still be sent to a shard."""
+        if self.identity.inc == 0:
+            return 0
+        if self._backup is not None and self._backup.first is not None:
+            return self._backup.first
+        last = self._last_push
+        following = self.seq if last is not None and last.unsent else self.seq + 1
+        return following if link.first_push is None else min(link.first_push, following)
+
+    def _take_welcome(
+        self, link: Link, reply: Welcome, frames: list[Frame]
+    ) -> Sequence[tuple[Make, Take]]:
         if reply.shard != link.index or reply.shards != len(self._links):
             raise LocalError(
                 f"{link.endpoint} is shard {reply.shard} of {reply.shards}, expected "
@@ -433,9 +544,33 @@ class Client:
                 raise RemoteProtocolError("a welcome without the contract that was asked for")
             self._contract = Contract.from_json(bytes(frames[0]))
         self._open_slab(link, reply.memory)
+        self._syncing.pop(link.index, None)
+        if self._backup is None:
+            return []
+        if self._history is not None:
+            self._history.welcome(link.index, reply)
+        again = self._backup.lacking(reply.part, reply.bseq)
+        self.num_resent += len(again)
+        if again:
+            logger.info(
+                "shard %d is in epoch %d: %d messages from push %d on are sent again",
+                *(link.index, reply.ep, len(again), again[0].seq),
+            )
+        take = partial(self._take_resent, link)
+        return [(partial(self._make_push, link, parcel, None), take) for parcel in again]
+
+    def _take_resent(self, link: Link, reply: AnyReply, frames: list[Frame]) -> None:
+        assert isinstance(reply, Ack)
+        assert self._backup is not None
+        if self._history is not None:
+            self._history.ack(link.index, reply, again=True)
+        self._backup.note(reply.part, reply.durable)
+        odd = set(reply.status) - {"applied", "dup"}
+        if odd:
+            logger.warning("push %d, sent again: %s %s", reply.seq, sorted(odd), reply.text)
 
     def _begin_push(
-        self, num_messages: int, samples: int, base: Fetched, into: Fetched | None
+        self, num_messages: int, samples: int, base: Fetched, into: Fetched | None, grad: Tensor
     ) -> PushTicket:
         is_open = self._last_push is not None and not self._last_push.is_done
         if is_open and self._compression.push != "float32":
@@ -444,8 +579,15 @@ class Client:
                 "overwritten on the way"
             )
         self.seq += 1
-        self._last_push = PushTicket(num_messages, self.seq, samples, base, into)
-        return self._last_push
+        if self._history is not None:
+            self._history.push(self.seq, samples)
+        ticket = PushTicket(num_messages, self.seq, samples, base, into)
+        self._last_push = ticket
+        if self._backup is not None:
+            ticket.kept = self._backup.begin(self.seq, grad)
+            ticket.count_up()  # it is done when the backup has room again
+            self._unsettled.append(ticket)
+        return ticket
 
     def _send_push(
         self,
@@ -456,47 +598,75 @@ class Client:
         absent: Sequence[bytes],
     ) -> None:
         ticket.unsent -= 1
-        base = ticket.base
-        masks = tuple([absent[part.index] for part in parts])
-        place = self._place(link, grad)
-        is_shared = place is not None
-        frames = [] if is_shared else [self._frame_of(part, grad, absent) for part in parts]
-        message = Push(
-            **self._who(link),
+        base, indices = ticket.base, [part.index for part in parts]
+        parcel = Parcel(
             seq=ticket.pushed.seq,
             samples=ticket.samples,
+            parts=tuple(parts),
+            grad=grad,
+            masks=tuple([absent[index] for index in indices]),
+            base=tuple([base.version[index] for index in indices]),
+            bseq=tuple([base.bseq[index] for index in indices]),
+            ep=link.epoch,
+        )
+        if any([base.epoch[index] != link.epoch for index in indices]):
+            parcel.ep = 0
+        make = partial(self._make_push, link, parcel, ticket.into)
+        message, payload = make()
+        take = partial(self._take_ack, link, ticket, parcel)
+        link.ask(message, payload, ticket, take, make)
+
+    def _make_push(
+        self, link: Link, parcel: Parcel, into: Fetched | None
+    ) -> tuple[Push, list[Frame]]:
+        """The message of a parcel, for the epoch and the memory that the link has now."""
+        parcel.rebase(link.epoch, link.floor)
+        parts, masks = parcel.parts, parcel.masks
+        place = None if parcel.frames else self._place(link, parcel.grad)
+        is_shared = place is not None
+        if is_shared:
+            frames = []
+        elif parcel.frames or self._compression.push != "float32":
+            frames = parcel.frames = parcel.frames or [
+                self._encode(part, parcel.grad, mask)
+                for part, mask in zip(parts, masks, strict=True)
+            ]
+        else:
+            frames = [parcel.grad[part.start : part.stop] for part in parts]
+        message = Push(
+            **self._who(link),
+            seq=parcel.seq,
+            samples=parcel.samples,
             dt=SHARED if is_shared else self._compression.push,
-            fetch=ticket.into is not None and not is_shared,
+            fetch=into is not None and not is_shared,
             part=tuple([part.index for part in parts]),
-            base=tuple([base.version[part.index] for part in parts]),
-            bseq=tuple([base.bseq[part.index] for part in parts]),
+            base=parcel.base,
+            bseq=parcel.bseq,
             numel=() if is_shared else tuple([part.numel for part in parts]),
             crc=() if link.is_local else tuple([checksum(frame) for frame in frames]),
             absent=masks if any(masks) else (),
             place=place or 0,
             back=self._back(link),
         )
-        payload = [as_frame(frame) for frame in frames]
-        link.ask(message, payload, ticket, partial(self._take_ack, link, ticket, message.back))
+        return message, [as_frame(frame) for frame in frames]
 
     def _back(self, link: Link) -> str:
         """The form that values come back in: what is shared is not compressed."""
         return "float32" if link.index in self._slabs else self._compression.fetch
 
-    def _frame_of(self, part: PartRange, grad: Tensor, absent: Sequence[bytes]) -> Tensor:
-        """What is sent of a part: its gradient as it lies there, or an encoder's frame."""
-        piece, form = grad[part.start : part.stop], self._compression.push
-        if form == "float32":
-            return piece
+    def _encode(self, part: PartRange, grad: Tensor, mask: bytes) -> Tensor:
+        """An encoder's frame of a part's gradient; overwritten by the next push if none is kept."""
+        form, top = self._compression.push, self._compression.top
+        size = frame_bytes(form, part.numel, top)
         if part.index not in self._encoders:
-            top = self._compression.top
             scratch = self._scratch = self._scratch or Scratch(self.layout.part_numel)
-            frame = torch.empty(frame_bytes(form, part.numel, top), dtype=torch.uint8)
+            frame = torch.empty(size, dtype=torch.uint8)
             self._encoders[part.index] = Encoder(form, part.numel, scratch, top), frame
         encoder, frame = self._encoders[part.index]
-        mask = absent[part.index]
+        if self._backup is not None:
+            frame = torch.empty(size, dtype=torch.uint8)
         present = self.layout.present_runs(part.index, mask) if mask else None
-        encoder.encode_(piece, frame, present)
+        encoder.encode_(grad[part.start : part.stop], frame, present)
         return frame
 
     def _ask_for(
@@ -508,21 +678,29 @@ class Client:
         *,
         values: bool,
     ) -> None:
-        message = Fetch(
-            **self._who(link),
-            part=tuple([part.index for part in parts]),
-            values=values,
-            back=self._back(link),
-        )
-        take = partial(self._take_params, link, ticket, message.back, into)
-        link.ask(message, (), ticket, take)
+        def make() -> tuple[Fetch, Sequence[Frame]]:
+            message = Fetch(
+                **self._who(link),
+                part=tuple([part.index for part in parts]),
+                values=values or link.index not in self._slabs,
+                back=self._back(link),
+            )
+            return message, ()
+
+        take = partial(self._take_params, link, ticket, into)
+        link.ask(*make(), ticket, take, make)
 
     def _take_ack(
-        self, link: Link, ticket: PushTicket, form: str, reply: AnyReply, frames: list[Frame]
+        self,
+        link: Link,
+        ticket: PushTicket,
+        parcel: Parcel,
+        reply: AnyReply,
+        frames: list[Frame],
     ) -> None:
         assert isinstance(reply, Ack)
         if ticket.into is not None:
-            self._fill(link, ticket, form, ticket.into, reply, frames)
+            self._fill(link, ticket, ticket.into, reply, frames)
         pushed = ticket.pushed
         is_first = not pushed.statuses
         pushed.statuses.update(reply.status)
@@ -532,24 +710,85 @@ class Client:
         version, samples = min(reply.version), min(reply.samples)
         pushed.version = version if is_first else min(pushed.version, version)
         pushed.samples = samples if is_first else min(pushed.samples, samples)
+        if self._history is not None:
+            self._history.ack(link.index, reply, again=False)
+        if self._backup is not None and ticket.kept is not None:
+            self._backup.note(reply.part, reply.durable)
+            ticket.kept.parcels.append(parcel)
+
+    # Durability
+
+    def _settle(self, now: float) -> None:
+        """End pushes that the backup has room behind, and ask for snapshots where it has none."""
+        backup = self._backup
+        assert backup is not None
+        answered = [ticket for ticket in self._unsettled if ticket.is_answered]
+        for ticket in answered:
+            assert ticket.kept is not None
+            ticket.kept.is_answered = True
+        backup.release()
+        is_waiting = False
+        for ticket in answered:
+            if self._stalled and not backup.waits and not backup.is_settled(ticket.pushed.seq):
+                self._drop_oldest()
+            if backup.is_settled(ticket.pushed.seq):
+                ticket.vector = backup.take_vector()
+                ticket.count_down()
+            else:
+                is_waiting = True
+        self._unsettled = [ticket for ticket in self._unsettled if not ticket.is_done]
+        if is_waiting:
+            self._sync(now)
+
+    def _drop_oldest(self) -> None:
+        """Training goes on where shards cannot save."""
+        backup = self._backup
+        assert backup is not None
+        backup.drop_oldest()
+        if backup.num_dropped == 1:
+            logger.warning(
+                "shards %s cannot save: pushes before %d are lost if one is restarted",
+                *(sorted(self._stalled), backup.first),
+            )
+
+    def _sync(self, now: float) -> None:
+        """Ask the shards what is durable, and to save."""
+        assert self._backup is not None
+        if now - self._synced_at < SYNC_S:
+            return
+        self._synced_at = now
+        for link in self._links:
+            if link.index not in self._syncing:
+                ticket = Ticket(1)
+                self._syncing[link.index] = ticket
+                take = partial(self._take_synced, link)
+                link.ask(Sync(**self._who(link), wants=True), (), ticket, take)
+
+    def _take_synced(self, link: Link, reply: AnyReply, frames: list[Frame]) -> None:
+        assert isinstance(reply, Synced)
+        assert self._backup is not None
+        self._syncing.pop(link.index, None)
+        self._backup.note(reply.part, reply.durable)
+        self._backup.release()
+        (self._stalled.add if reply.is_stalled else self._stalled.discard)(link.index)
+
+    # Values
 
     def _take_params(
         self,
         link: Link,
         ticket: Ticket,
-        form: str,
         into: Fetched,
         reply: AnyReply,
         frames: list[Frame],
     ) -> None:
         assert isinstance(reply, Params)
-        self._fill(link, ticket, form, into, reply, frames)
+        self._fill(link, ticket, into, reply, frames)
 
     def _fill(
         self,
         link: Link,
         ticket: Ticket,
-        form: str,
         into: Fetched,
         reply: Params | Ack,
         frames: list[Frame],
@@ -559,11 +798,13 @@ class Client:
         if link.index in self._slabs and not reply.numel and not frames:
             self._read(link, ticket, into, parts, reply.bseq)
             return
+        form = self._back(link)
         sizes = [memoryview(frame).nbytes for frame in frames]
         if sizes != [frame_bytes(form, part.numel) for part in parts]:
             raise RemoteProtocolError(f"parameters of parts {reply.part} in frames of other sizes")
         for column, (part, frame) in enumerate(zip(parts, frames, strict=True)):
             decode_(form, frame, into.values[part.start : part.stop])
+            into.epoch[part.index] = reply.ep
             into.version[part.index] = reply.version[column]
             into.samples[part.index] = reply.samples[column]
             into.bseq[part.index] = reply.bseq[column]
@@ -572,7 +813,9 @@ class Client:
 
     def _make_memory(self) -> None:
         try:
-            self._memory = Memory.create("worker", worker_bytes(self.layout))
+            more = 0 if self._backup is None else self._backup.window
+            size = worker_bytes(self.layout, VECTORS + more)
+            self._memory = Memory.create("worker", size)
         except OSError as error:
             logger.warning("%s: everything goes over TCP", without_memory(error))
             self._is_sharing = False
@@ -617,6 +860,7 @@ class Client:
         missing = {part.index for part in parts}
         for part, seq in zip(parts, bseq, strict=True):
             into.bseq[part.index] = seq
+            into.epoch[part.index] = link.epoch
 
         def take(part: PartRange, version: int, samples: int) -> None:
             into.version[part.index], into.samples[part.index] = version, samples

@@ -36,5 +36,9 @@ class SnapshotFailed(DistBeliefError):
     """A snapshot could not be written (disk full, no permission): the previous one stands."""
 
 
+class SnapshotFenced(SnapshotFailed):
+    """A later epoch of the shard saves here now: this process is not the shard any more."""
+
+
 class LocalError(DistBeliefError):
     """This side was set up wrongly, for example with endpoints in another order."""

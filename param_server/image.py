@@ -1,13 +1,13 @@
 """Image: all of a shard at one moment, held still for whoever writes it down. No I/O."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from distbelief.param_server.buffers import Contribution
 from distbelief.param_server.contract import Contract
-from distbelief.param_server.part import Applied, Pin
+from distbelief.param_server.part import Applied, Owed, Pin
 from distbelief.param_server.staleness import Staleness
 
 
@@ -20,6 +20,8 @@ class PartImage:
     samples: int
     table: Mapping[str, Applied]
     tensors: Mapping[str, Tensor]
+    owed: Mapping[str, Owed] = field(default_factory=dict)
+    lost: int = 0
 
 
 @dataclass(frozen=True)

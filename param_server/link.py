@@ -11,8 +11,8 @@ payload is no copy, instead of filling the shard's memory.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from distbelief.param_server.errors import Refused, RemoteProtocolError, ShardUnavailable
 from distbelief.param_server.protocol import (
@@ -33,6 +33,8 @@ from distbelief.param_server.protocol import (
     Ready,
     Refusal,
     Report,
+    Sync,
+    Synced,
     Welcome,
     encode,
 )
@@ -45,6 +47,7 @@ _REPLY_OF: dict[type, type] = {
     Push: Ack,
     Merge: Merged,
     Leave: Left,
+    Sync: Synced,
     Query: Report,
 }
 
@@ -64,6 +67,10 @@ class Patience:
     """Between two questions to a shard that is not ready yet."""
 
 
+class _Later(Exception):
+    """The reply was none; the link will be opened anew by and by."""
+
+
 class Ticket:
     """Something asked for. `is_done` once every shard concerned has answered, or one refused."""
 
@@ -81,6 +88,11 @@ class Ticket:
     def is_done(self) -> bool:
         return self._pending == 0 or self.error is not None
 
+    @property
+    def num_pending(self) -> int:
+        """Replies that it waits for."""
+        return self._pending
+
     def count_down(self) -> None:
         self._pending -= 1
 
@@ -93,6 +105,10 @@ class Ticket:
         self.reply, self.frames = reply, frames
 
 
+Make = Callable[[], tuple[AnyRequest, Sequence[Frame]]]
+"""Makes a request anew, for the epoch that the link is in now."""
+
+
 @dataclass(slots=True)
 class _Open:
     """A request without its reply."""
@@ -103,6 +119,7 @@ class _Open:
     take: Take
     asked_at: float
     first_asked_at: float
+    make: Make | None = None
 
 
 class Link:
@@ -115,18 +132,21 @@ class Link:
         transport: ClientTransport,
         patience: Patience,
         clock: Callable[[], float],
-        hello: Callable[[], tuple[Hello, Sequence[Frame]]],
-        take_welcome: Callable[["Link", Welcome, list[Frame]], None],
+        hello: Callable[["Link"], tuple[Hello, Sequence[Frame]]],
+        take_welcome: Callable[["Link", Welcome, list[Frame]], Sequence[tuple[Make, Take]]],
     ) -> None:
-        """hello: makes the message that opens a connection. take_welcome: gets the answer."""
+        """hello: makes the message that opens a connection. take_welcome: gets the answer, and
+        returns what has to be sent again before everything that is open."""
         self.index = index
         self.endpoint = endpoint
-        self.is_local = endpoint.startswith(("tcp://127.", "tcp://[::1]", "tcp://localhost:"))
-        """Nothing of it leaves this host."""
+        self.cut_at: float | None = None
+        """Since when the shard is not there; None while it is."""
         self.epoch = 0
         """The shard's, as its welcome said."""
         self.is_ready = False
         """The shard has parameters, as its welcome said."""
+        self.floor: Mapping[int, tuple[int, int]] = {}
+        """By part, its version and the last own push in it when the shard's epoch began."""
         self.credits = 1
         """Requests that may be under way, as the shard said last."""
         self._transport = transport
@@ -134,9 +154,21 @@ class Link:
         self._clock = clock
         self._hello = hello
         self._take_welcome = take_welcome
+        self._has_left = False
+        self._again_at = float("inf")
         self._open: deque[_Open] = deque()
         self._num_sent = 0
         """How many of the open requests, from the oldest on, are under way."""
+
+    @property
+    def is_local(self) -> bool:
+        """Nothing of it leaves this host."""
+        return self.endpoint.startswith(("tcp://127.", "tcp://[::1]", "tcp://localhost:"))
+
+    def move(self, endpoint: str) -> None:
+        """The shard is elsewhere now."""
+        self.endpoint = endpoint
+        self._ask_again(self._clock())
 
     @property
     def has_open(self) -> bool:
@@ -147,13 +179,18 @@ class Link:
         """A push with a later seq has no reply yet."""
         return any(isinstance(e.message, Push) and e.message.seq > seq for e in self._open)
 
+    @property
+    def first_push(self) -> int | None:
+        """The smallest seq of a push that has no reply yet."""
+        return min((e.message.seq for e in self._open if isinstance(e.message, Push)), default=None)
+
     def connect(self) -> None:
         self._transport.connect(self.index, self.endpoint)
 
     def greet(self) -> Ticket:
         """Say hello."""
         ticket = Ticket(1)
-        self._greet(ticket)
+        self._greet(ticket, self._hello(self))
         return ticket
 
     def ask(
@@ -162,19 +199,29 @@ class Link:
         payload: Sequence[Frame] = (),
         ticket: Ticket | None = None,
         take: Take | None = None,
+        make: Make | None = None,
     ) -> Ticket:
-        """Send a request; its ticket is counted down by the reply, which `take` is given."""
+        """Send a request; its ticket is counted down by the reply, which `take` is given.
+
+        make: of one that cannot be sent as it is to a shard in another epoch.
+        """
         ticket = ticket or Ticket(1)
+        self._has_left = isinstance(message, Leave)
         now = self._clock()
-        self._open.append(_Open(message, payload, ticket, take or ticket.keep, now, now))
+        self._open.append(_Open(message, payload, ticket, take or ticket.keep, now, now, make))
         self._send_on()
         return ticket
 
     def take(self, frames: list[Frame]) -> None:
         """A message has come: it is the reply to the oldest open request, or the order is lost.
 
+        frames: none where the link was cut.
         Raises: ShardUnavailable.
         """
+        if not frames:
+            if not self._has_left:
+                self._ask_again(self._clock())
+            return
         if not self._open:
             return  # the reply to a request that was given up
         head = self._open[0]
@@ -183,12 +230,16 @@ class Link:
             assert isinstance(reply, AnyReply)  # the codec knows no other messages
             if not _answers(head.message, reply):
                 raise RemoteProtocolError(f"{reply.op} in answer to {head.message.op}")
+            if not isinstance(reply, Refusal) and reply.ep < self.epoch:
+                raise RemoteProtocolError(f"epoch {reply.ep} after {self.epoch}: a ghost")
             if isinstance(reply, Refusal):
                 self._refuse(head, reply)
             else:
                 head.take(reply, frames[1:])
         except RemoteProtocolError:
             self._ask_again(self._clock())
+            return
+        except _Later:
             return
         self._open.popleft()
         self._num_sent -= 1
@@ -207,29 +258,57 @@ class Link:
 
         Raises: ShardUnavailable if it has been for too long.
         """
-        if self._open and now - self._open[0].asked_at > self._patience.retry_s:
+        if now >= self._again_at or (
+            self._open and now - self._open[0].asked_at > self._patience.retry_s
+        ):
             self._ask_again(now)
 
     def _send_on(self) -> None:
-        """Send what waits, as far as the credits reach."""
-        while self._num_sent < min(len(self._open), self.credits):
+        """Send what waits, as far as the credits reach; nothing before a hello was answered."""
+        is_greeting = bool(self._open) and isinstance(self._open[0].message, Hello)
+        limit = 1 if is_greeting else self.credits
+        while self._num_sent < min(len(self._open), limit):
             entry = self._open[self._num_sent]
             self._num_sent += 1
             self._transport.send(self.index, [encode(entry.message), *entry.payload])
 
-    def _greet(self, ticket: Ticket) -> None:
-        message, payload = self._hello()
+    def _greet(self, ticket: Ticket, hello: tuple[Hello, Sequence[Frame]]) -> None:
+        message, payload = hello
 
         def take(reply: AnyReply, frames: list[Frame]) -> None:
             assert isinstance(reply, Welcome)
-            self._take_welcome(self, reply, frames)
+            before = self.epoch
+            if reply.ep != before:
+                begun = zip(reply.restored, reply.bseq, strict=True)
+                self.floor = dict(zip(reply.part, begun, strict=True))
             self.epoch, self.is_ready = reply.ep, reply.is_ready
+            self.cut_at = None
+            again = self._take_welcome(self, reply, frames)
+            if before:
+                self._begin_again(again)
 
         self.ask(message, payload, ticket, take)
 
+    def _begin_again(self, first: Sequence[tuple[Make, Take]]) -> None:
+        """The shard may be another process now: what it has forgotten goes before what is open."""
+        now = self._clock()
+        head, *waiting = self._open
+        self._open = deque([head])
+        for make, take in first:
+            self._open.append(_Open(*make(), Ticket(1), take, now, now, make))
+        for entry in waiting:
+            if entry.make is not None:
+                entry.message, entry.payload = entry.make()
+            else:
+                entry.message = replace(entry.message, ep=self.epoch)
+            self._open.append(entry)
+
     def _refuse(self, head: _Open, reply: Refusal) -> None:
-        if reply.code == "hello":
+        if reply.code in ("hello", "epoch"):
             raise RemoteProtocolError("our hello was lost, or the shard is another process now")
+        if reply.code == "deposed":  # whoever has taken its place may not be there yet
+            self._again_at = self._clock() + self._patience.pause_s
+            raise _Later
         refused = Refused(reply.code, reply.text)
         head.ticket.error = refused
         if isinstance(head.message, Hello):  # what follows it can only be "no hello"
@@ -240,19 +319,21 @@ class Link:
         """Open a new connection and send every open request again, behind a new hello."""
         waiting = [entry for entry in self._open if not isinstance(entry.message, Hello)]
         hellos = [entry for entry in self._open if isinstance(entry.message, Hello)]
-        oldest = self._open[0]
-        if now - oldest.first_asked_at > self._patience.give_up_s:
+        since = self._open[0].first_asked_at if self._open else now
+        if now - since > self._patience.give_up_s:
             asked = (waiting or hellos)[0].message.op
             raise ShardUnavailable(
                 f"shard {self.index} at {self.endpoint} has not answered {asked} for "
-                f"{now - oldest.first_asked_at:.0f} s: is its process alive, and is its port "
-                "open from this host?"
+                f"{now - since:.0f} s: is its process alive, and is its port open from this host?"
             )
+        self._again_at = float("inf")
+        self.cut_at = now if self.cut_at is None else self.cut_at
+        hello = self._hello(self)  # it tells of what is open
         self._open.clear()
         self._num_sent = 0
         self.connect()
-        self._greet(hellos[0].ticket if hellos else Ticket(1))
-        self._open[0].first_asked_at = oldest.first_asked_at
+        self._greet(hellos[0].ticket if hellos else Ticket(1), hello)
+        self._open[0].first_asked_at = since
         for entry in waiting:
             entry.asked_at = now
             self._open.append(entry)

@@ -85,6 +85,9 @@ class Applied(NamedTuple):
     seq: int = 0
     crc: int = 0
     refused: tuple[int, ...] = ()
+    samples: int = 0
+    """Of its pushes so far, applied or refused."""
+    refused_samples: int = 0
 
     def own_since(self, seq: int) -> int:
         """Pushes of this worker that raised the version after its push `seq`."""
@@ -92,9 +95,22 @@ class Applied(NamedTuple):
             return max(0, self.seq - seq)
         return max(0, self.seq - seq - sum(r > seq for r in self.refused))
 
-    def after(self, seq: int, crc: int, *, is_applied: bool) -> "Applied":
-        refused = self.refused if is_applied else (*self.refused, seq)[-REFUSED_KEPT:]
-        return Applied(self.inc, seq, crc, refused)
+    def after(self, seq: int, crc: int, samples: int = 0, *, is_applied: bool) -> "Applied":
+        total = self.samples + samples
+        if is_applied:
+            return Applied(self.inc, seq, crc, self.refused, total, self.refused_samples)
+        refused = (*self.refused, seq)[-REFUSED_KEPT:]
+        return Applied(self.inc, seq, crc, refused, total, self.refused_samples + samples)
+
+
+class Owed(NamedTuple):
+    """How far a worker's pushes had come before the shard's last restart, if further than now.
+
+    They were acknowledged and are in no snapshot: their worker sends them again.
+    """
+
+    inc: int
+    seq: int
 
 
 @dataclass(slots=True)
@@ -103,6 +119,12 @@ class Cell:
 
     tensor: Tensor
     pins: int = 0
+
+
+def row_of(table: Mapping[str, Applied], w: str, inc: int) -> Applied:
+    """How far an incarnation has come; a new one begins at 0, whatever the one before pushed."""
+    row = table.get(w)
+    return row if row is not None and row.inc == inc else Applied(inc)
 
 
 @dataclass(slots=True)
@@ -144,6 +166,10 @@ class Part:
         self.table: dict[str, Applied] = {}
         self.durable: dict[str, Applied] = {}
         """The table as the newest snapshot on disk holds it."""
+        self.owed: dict[str, Owed] = {}
+        """What a restart has undone and nobody has sent again yet."""
+        self.lost = 0
+        """Acknowledged pushes that nobody will send again: their worker was lost too."""
         self.is_ready = False
         self._heap = heap or Heap()
         self._home = home or self._heap
@@ -179,6 +205,40 @@ class Part:
         self._row[2] = samples
         self._row[0] = 2 * version
         self.is_ready = True
+
+    def owe(self, w: str, inc: int, seq: int) -> None:
+        """A push of a worker is known to have been acknowledged before a restart."""
+        owed = self.owed.get(w)
+        if owed is not None and owed.inc > inc:  # a ghost's: only what it adds is lost
+            return
+        if owed is not None and owed.inc < inc:
+            self.write_off(w, inc)
+            owed = None
+        row = row_of(self.table, w, inc)
+        if seq > max(row.seq, owed.seq if owed is not None else 0):
+            self.owed[w] = Owed(inc, seq)
+
+    def write_off(self, w: str, inc: int) -> None:
+        """Incarnation `inc` has come: what older ones are owed nobody will send again."""
+        owed = self.owed.get(w)
+        if owed is not None and owed.inc < inc:
+            self.lost += self.num_owed(w)
+            del self.owed[w]
+
+    def num_owed(self, w: str) -> int:
+        """Pushes of a worker that it has to send again."""
+        owed = self.owed.get(w)
+        return 0 if owed is None else max(0, owed.seq - row_of(self.table, w, owed.inc).seq)
+
+    def skip(self, w: str, inc: int, first: int) -> None:
+        """The worker has nothing before `first` to send any more: let it go on from there."""
+        row = row_of(self.table, w, inc)
+        if first <= row.seq + 1:
+            return
+        owed = self.owed.get(w)
+        if owed is not None and owed.inc == inc:
+            self.lost += min(first - 1, owed.seq) - row.seq
+        self.table[w] = row._replace(seq=first - 1, crc=0)
 
     def pin(self, names: Sequence[str] = (VALUES,)) -> Pin:
         """Hold the current tensors of these names until the pin is released."""

@@ -9,6 +9,7 @@ One request has one reply. Both are one ZeroMQ message:
     push      -> ack     | refused           payload: one frame a part; the reply's with fetch=True
     merge     -> merged  | refused           payload both ways: [float32][int64]
     leave     -> left    | refused
+    sync      -> synced  | refused
     query     -> report  | refused           reply's payload: [statistics JSON]
 
     frame of a part = its values in the form `dt` of the header (compress.py), in the order of the
@@ -28,6 +29,11 @@ Layout.absent_masks) have no gradient. `seq` is the worker's step number: the sa
 of a step, and 1, 2, 3 ... on each part. `samples` only counts: a push carries the sum over its
 n_push steps of batch-mean gradients and is applied without rescaling.
 
+A worker keeps its pushes until they are durable: in a snapshot on disk. Acks tell how far that is,
+and `sync` asks, without a push. After a restart a shard goes on from its last snapshot, in a new
+epoch; the welcome says what it still has of the worker's pushes, and the worker sends the others
+again (backup.py). The hello says the first seq that it can still send: holes before that stay.
+
 Welcome, params and ack tell a worker its `credits`: how many of its requests may be under way at
 the same time. 0 says nothing new: what has no payload costs no memory.
 
@@ -37,8 +43,7 @@ An ack answers part by part with a word of STATUSES. Whatever the word, but for 
 A `refused` speaks of the whole message, with a word of REFUSALS; nothing was changed.
 """
 
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -47,6 +52,7 @@ from torch import Tensor
 
 from distbelief.param_server import wire
 from distbelief.param_server.compress import FORMS
+from distbelief.param_server.place import NAME
 from distbelief.param_server.wire import Message, encode
 
 __all__ = ["Message", "encode"]  # what a user of this file needs of wire.py
@@ -55,8 +61,6 @@ MESSAGE_BYTES = 2 * 2**20
 """About what the parts of one message have: 4 MiB overlap less with the shard's work, 1 MiB cost
 more."""
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
 SHARED = "shared"
 """Instead of a form of compress.py: the values stay where they are, in shared memory."""
 
@@ -64,6 +68,7 @@ STATUSES = {
     "applied": "the part took the gradient and its version rose by one",
     "dup": "this seq was applied before; acknowledged again, not applied again",
     "nonfinite": "the gradient holds NaN or Inf, or its norm overflows; the part is unchanged",
+    "norm": "the gradient's norm is above what the job allows; the part is unchanged",
     "numel": "the frame's length is not the part's; the part is unchanged",
     "form": "the frame is none of the form that its header names; the part is unchanged",
     "checksum": "the frame does not have the checksum of its header; the part is unchanged",
@@ -76,13 +81,16 @@ STATUSES = {
 REFUSALS = {
     "junk": "not our protocol",
     "token": "wrong run or token",
+    "key": "the connection was opened with the key of another process",
     "hello": "no hello on this connection",
     "version": "no protocol version in common",
     "contract": "another layout, rule or schedule than the job's",
     "not-ready": "the shard has no parameters yet",
     "ready": "the shard has its parameters already",
     "epoch": "the shard was restarted since the hello",
+    "deposed": "a later epoch of this shard is known: this process is not the shard any more",
     "fenced": "a newer incarnation of this worker has said hello",
+    "quarantine": "so many pushes of this worker were refused in a row that it must end",
     "part": "this shard does not host that part",
     "buffers": "buffers of another size than the contract's",
 }
@@ -104,14 +112,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello(Request):
-    """Opens a connection. `ep` is 0: the shard tells its epoch. lo, hi: versions spoken."""
+    """Opens a connection. `ep`: the latest epoch of the shard that the worker has seen, 0 for none.
+
+    lo, hi: versions spoken.
+    """
 
     op: ClassVar[str] = "hello"
-    token: str
+    token: str = field(repr=False)
     lo: int = wire.VERSION
     hi: int = wire.VERSION
     memory: str = ""
     """Address of the worker's memory."""
+    first: int = 0
+    """Smallest seq that the worker can still send; 0 for one that pushes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +140,14 @@ class Welcome:
     version: tuple[int, ...]
     samples: tuple[int, ...]
     bseq: tuple[int, ...]
+    restored: tuple[int, ...]
+    """Versions at which the parts began this epoch."""
     memory: str = ""
     """Address of the shard's slab; empty too where the worker's memory does not open here."""
     credits: int = 0
 
     def __post_init__(self) -> None:
-        _check_columns(self.part, self.version, self.samples, self.bseq)
+        _check_columns(self.part, self.version, self.samples, self.bseq, self.restored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +314,31 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sync(Request):
+    """Asks what is durable."""
+
+    op: ClassVar[str] = "sync"
+    wants: bool
+    """Somebody waits for it: take a snapshot as soon as may be."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synced:
+    op: ClassVar[str] = "synced"
+    ep: int
+    part: tuple[int, ...]
+    durable: tuple[int, ...]
+    """Own seq that a snapshot on disk holds, per part."""
+    is_saved: bool
+    """There is a snapshot, so the parts have their first values for good."""
+    is_stalled: bool
+    """The last snapshot could not be written."""
+
+    def __post_init__(self) -> None:
+        _check_columns(self.part, self.durable)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Query(Request):
     """Asks for the shard's statistics."""
 
@@ -320,11 +360,11 @@ class Refusal:
     text: str
 
 
-AnyRequest = Hello | Init | Fetch | Push | Merge | Leave | Query
-AnyReply = Welcome | Ready | Params | Ack | Merged | Left | Report | Refusal
+AnyRequest = Hello | Init | Fetch | Push | Merge | Leave | Sync | Query
+AnyReply = Welcome | Ready | Params | Ack | Merged | Left | Synced | Report | Refusal
 
-REQUESTS = wire.Codec(Hello, Init, Fetch, Push, Merge, Leave, Query)
-REPLIES = wire.Codec(Welcome, Ready, Params, Ack, Merged, Left, Report, Refusal)
+REQUESTS = wire.Codec(Hello, Init, Fetch, Push, Merge, Leave, Sync, Query)
+REPLIES = wire.Codec(Welcome, Ready, Params, Ack, Merged, Left, Synced, Report, Refusal)
 
 
 def _check_form(form: str) -> None:

@@ -7,12 +7,13 @@ a snapshot is written, sees nothing but pinned tensors that nobody changes.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from distbelief.param_server.errors import RemoteProtocolError, SnapshotFailed
-from distbelief.param_server.image import PartImage, ShardImage
-from distbelief.param_server.part import Part
+from distbelief.param_server.backup import window_of
+from distbelief.param_server.errors import RemoteProtocolError, SnapshotFailed, SnapshotFenced
+from distbelief.param_server.image import ShardImage
+from distbelief.param_server.ledger import Ledger
 from distbelief.param_server.protocol import (
     REQUESTS,
     SHARED,
@@ -35,6 +36,12 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.02
 """How long the loop waits for a message, and how often at least it looks at everything else."""
 
+IDLE_S = 0.5
+"""Without a change for so long, what is not durable yet is saved: it cannot become less."""
+
+AGAIN_S = 1.0
+"""From a snapshot that failed to the next try, at least."""
+
 SWEEP_S = 1.0
 """How often it looks whether the processes whose memory it has mapped still live."""
 
@@ -45,10 +52,14 @@ class SnapshotConfig:
 
     every_s: float = 30.0
     """Seconds from one snapshot to the next while pushes arrive; 0 saves only at the end."""
+    backup_bytes: int = 0
+    """What each worker keeps of its pushes until they are durable. Half of that in no snapshot
+    yet, or a worker that waits, or a pause, brings a snapshot at once. 0: workers keep none."""
 
     def __post_init__(self) -> None:
-        if self.every_s < 0:
-            raise ValueError(f"snapshot every_s must be at least 0, got {self.every_s}")
+        for name in ("every_s", "backup_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"snapshot {name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +75,17 @@ class Saved:
 
 
 def respond(
-    shard: Shard, peer: bytes, frames: Sequence[Frame], now: float, shared: Shared | None = None
+    shard: Shard,
+    peer: bytes,
+    frames: Sequence[Frame],
+    now: float,
+    shared: Shared | None = None,
+    speaker: str | None = None,
 ) -> Reply:
-    """Decode one message, let the shard handle it; junk gets one short refusal and is counted."""
+    """Decode one message, let the shard handle it; junk gets one short refusal and is counted.
+
+    speaker: as of `ServerTransport`.
+    """
     try:
         if not frames:
             raise RemoteProtocolError("a message without a header")
@@ -79,7 +98,7 @@ def respond(
         shard.counts["junk"] += 1
         logger.debug("junk shard=%d: %s", shard.config.index, error)
         return Reply(Refusal(code="junk", text=sayable(str(error))))
-    reply = shard.handle(peer, message, payload, now)
+    reply = shard.handle(peer, message, payload, now, speaker)
     if shared is not None:
         reply = _share(shard, peer, message, reply, shared)
     return reply
@@ -119,19 +138,28 @@ class ShardServer:
         config: SnapshotConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         shared: Shared | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
-        """store: None keeps nothing on disk. shared: the one that made the shard's home; None
+        """store: None keeps nothing on disk. ledger: the one that the shard's `on_push` writes.
+        shared: the one that made the shard's home; None
         serves over the transport alone. It is the caller's to close."""
         self.shard = shard
         self._transport = transport
         self._store = store
         self._config = config or SnapshotConfig()
         self._clock = clock
-        self._sending: list[tuple[Delivery, Reply]] = []
+        self._sending: list[tuple[Delivery, Reply, bytes]] = []
+        """Replies whose values are not gone yet, with whom they are for."""
+        self._unread: dict[bytes, int] = {}
+        """By peer, bytes of the replies to it that are still held here."""
         self._shared = shared
         self._swept_at = clock()
         self._saver: _Saver | None = None
-        self._saved_pushes = _pushes(shard.parts.values())
+        shard.is_stalled = store is None
+        self._ledger = ledger
+        self._saved_changes = shard.num_changes
+        self._seen_changes = shard.num_changes
+        self._changed_at = self._failed_at = float("-inf")
         self._saved_at = clock()
         self.storage_error: str | None = None
         """Why the last snapshot failed; None while snapshots succeed."""
@@ -139,8 +167,11 @@ class ShardServer:
         """The newest snapshot that this process has written."""
 
     def serve(self, is_stopping: Callable[[], bool]) -> None:
-        """Answer messages until `is_stopping`, asked each TICK_S, says so; then save."""
-        while not is_stopping():
+        """Answer messages until `is_stopping`, asked each TICK_S, says so; then save.
+
+        A shard that was deposed, or is spoiled, ends at once, and saves nothing.
+        """
+        while not (self.shard.is_deposed or self.shard.spoiled or is_stopping()):
             until = self._clock() + TICK_S
             while self.answer(TICK_S) and self._clock() < until:
                 pass
@@ -162,14 +193,19 @@ class ShardServer:
             return True
         if received is not None:
             peer, frames = received
-            reply = respond(self.shard, peer, frames, self._clock(), self._shared)
+            if self._reads_not(peer):
+                self.shard.counts["unread"] += 1
+                return True
+            speaker = self._transport.speaker
+            reply = respond(self.shard, peer, frames, self._clock(), self._shared, speaker)
             del received, frames  # the memory of a push goes back before that of the next comes
             delivery = self._transport.send(peer, [encode(reply.message), *reply.payload])
             if delivery is None:
                 self.shard.counts["unsent"] += 1  # the peer asks again; the table makes it safe
                 reply.release()
             elif reply.pins:
-                self._sending.append((delivery, reply))
+                self._sending.append((delivery, reply, peer))
+                self._unread[peer] = self._unread.get(peer, 0) + _size(reply)
             self._release_sent()
             return True
         self._release_sent()
@@ -178,18 +214,36 @@ class ShardServer:
     def look(self) -> None:
         """Do what is due besides messages: snapshots, and letting go of dead workers' memory."""
         self._save_if_due()
+        ended = self._transport.bound_intake(self.shard.allowance)
+        if ended != self.shard.counts["flooded"]:
+            if ended >= 2 * self.shard.counts["flooded"]:  # not a line for each of thousands
+                logger.warning("%d connections that brought no whole message were ended", ended)
+            self.shard.counts["flooded"] = ended
         if self._shared is not None and self._clock() - self._swept_at >= SWEEP_S:
             self._swept_at = self._clock()
             self._shared.sweep()
 
+    def _reads_not(self, peer: bytes) -> bool:
+        """It asks and does not read: twice what it has credits for is held here for it.
+
+        What it asks for now is left without an answer; it hurts nobody else.
+        """
+        if peer not in self._unread:
+            return False
+        self._release_sent()
+        return self._unread.get(peer, 0) > 2 * self.shard.share_bytes
+
     def _release_sent(self) -> None:
         if self._sending:
-            still: list[tuple[Delivery, Reply]] = []
-            for delivery, reply in self._sending:
+            still: list[tuple[Delivery, Reply, bytes]] = []
+            for delivery, reply, peer in self._sending:
                 if delivery.is_done:
                     reply.release()
+                    self._unread[peer] -= _size(reply)
+                    if not self._unread[peer]:
+                        del self._unread[peer]
                 else:
-                    still.append((delivery, reply))
+                    still.append((delivery, reply, peer))
             self._sending = still
 
     # Snapshots
@@ -199,19 +253,38 @@ class ShardServer:
             if self._saver.is_alive():
                 return
             self._collect()
-        every = self._config.every_s
-        if (
-            every
-            and self._store is not None
-            and self.shard.is_ready
-            and _pushes(self.shard.parts.values()) > self._saved_pushes
-            and self._clock() - self._saved_at >= every
-        ):
+        if self._store is None or self.shard.num_changes == self._saved_changes:
+            self.shard.is_waited_for = False
+            return
+        if self.shard.is_ready and self._is_due(self._clock()):
             self._start_saving()
+
+    def _is_due(self, now: float) -> bool:
+        shard, config = self.shard, self._config
+        if shard.num_changes != self._seen_changes:
+            self._seen_changes, self._changed_at = shard.num_changes, now
+        if shard.is_stalled and now - self._failed_at < AGAIN_S:
+            return False
+        if config.every_s and now - self._saved_at >= config.every_s:
+            return True
+        if not config.backup_bytes:
+            return False
+        assert shard.contract is not None
+        window = window_of(4 * shard.contract.layout.total, config.backup_bytes)
+        return (
+            shard.is_waited_for
+            or 2 * shard.num_undurable >= window
+            or now - self._changed_at >= IDLE_S
+        )
 
     def _start_saving(self) -> None:
         assert self._store is not None
-        self._saver = _Saver(self._store, self.shard.image(), self._clock())
+        if not self.shard.check_values():  # the snapshot before this one is better
+            return
+        self.shard.is_waited_for = False
+        start = "" if self._ledger is None else self._ledger.turn()
+        changes = self.shard.num_changes
+        self._saver = _Saver(self._store, self.shard.image(), self._clock(), changes, start)
         self._saver.start()
 
     def _collect(self) -> None:
@@ -220,37 +293,56 @@ class ShardServer:
         self._saver.join()
         image, error = self._saver.image, self._saver.error
         path, taken_at = self._saver.path, self._saver.taken_at
+        changes, start = self._saver.changes, self._saver.start_of_ledger
         self._saver = None
         self._saved_at = self._clock()
         image.release()
         if error is None:
-            self._saved_pushes = _pushes(image.parts)
+            self._saved_changes = changes
             self.shard.mark_durable(image)
+            if self._ledger is not None and self._store is not None:
+                self._ledger.forget(start, self._store.keep)
             samples = min(part.samples for part in image.parts)
             self.saved = Saved(path.name, image.version, samples, taken_at)
             logger.info("saved shard=%d version=%d", image.index, image.version)
+        elif isinstance(error, SnapshotFenced):
+            logger.error("%s", error)
+            self.shard.is_deposed = True
         elif self.storage_error is None:
             logger.error("%s", error)
+        if error is not None:
+            self._failed_at = self._clock()
+        self.shard.is_stalled = error is not None
         self.storage_error = None if error is None else str(error)
 
     def _finish(self) -> None:
         if self._saver is not None:
             self._collect()
-        if self._store is not None and self.shard.is_ready:
+        if self._store is not None and self.shard.is_ready and not self.shard.is_deposed:
             self._start_saving()
-            self._collect()
+            if self._saver is not None:
+                self._collect()
 
 
-def _pushes(parts: Iterable[Part | PartImage]) -> int:
-    """Pushes taken by all parts: it rises too where one part refuses what the others take."""
-    return sum(part.version for part in parts)
+def _size(reply: Reply) -> int:
+    return sum(memoryview(frame).nbytes for frame in reply.payload)
 
 
 class _Saver(threading.Thread):
     """Writes one image; `error` is what went wrong, and None only once it is on disk."""
 
-    def __init__(self, store: SnapshotStore, image: ShardImage, taken_at: float) -> None:
+    def __init__(
+        self,
+        store: SnapshotStore,
+        image: ShardImage,
+        taken_at: float,
+        changes: int,
+        start_of_ledger: str,
+    ) -> None:
+        """changes: `Shard.num_changes` when it was taken. start_of_ledger: as of `Ledger.turn`."""
         super().__init__(name="snapshot")
+        self.changes = changes
+        self.start_of_ledger = start_of_ledger
         self.image = image
         self.taken_at = taken_at
         self.path = store.folder

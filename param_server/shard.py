@@ -4,16 +4,17 @@
 decides what becomes of a push lives in this file and in part.py.
 
 The rules of a push, in this order:
-1. Whole message, refused without change: unknown peer (`hello`), older incarnation (`fenced`),
-   other epoch (`epoch`), no parameters yet (`not-ready`), foreign part (`part`), wrong number of
-   frames (`junk`).
+1. Whole message, refused without change: another's key (`key`), unknown peer (`hello`), older
+   incarnation (`fenced`), other epoch (`epoch`), no parameters yet (`not-ready`), foreign part
+   (`part`), wrong number of frames (`junk`).
 2. Part by part: a seq at or below the last one is a repetition: acknowledged again and not
    applied (`dup`), unless it was refused the first time (`spent`) or its content differs from
    what was last applied under that seq (`conflict`); a seq further than one ahead is a hole
    (`gap`). None of these consumes the seq.
 3. From here on the seq is consumed, whatever happens, or one bad push would block its worker
    for ever: wrong length (`numel`), damaged (`checksum`), fetched from the future (`base`),
-   NaN, Inf or overflowing norm (`nonfinite`): the part is unchanged.
+   NaN, Inf or overflowing norm (`nonfinite`), a norm that guard.py does not allow (`norm`): the
+   part is unchanged.
 4. Applied: values, state, version, samples and table change together.
 
 What is unlovely: parts of one push may meet different fates. The step then counts as partial,
@@ -24,7 +25,7 @@ import hmac
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, assert_never
 
@@ -37,9 +38,10 @@ from distbelief.param_server.compress import decode_
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import RemoteProtocolError
 from distbelief.param_server.frames import Frames
+from distbelief.param_server.guard import CHECK_EVERY, Guard, GuardConfig
 from distbelief.param_server.image import PartImage, ShardImage
 from distbelief.param_server.layout import PartRange
-from distbelief.param_server.part import VALUES, Applied, Heap, Home, Part, Scratch
+from distbelief.param_server.part import VALUES, Applied, Heap, Home, Part, Scratch, row_of
 from distbelief.param_server.partition import Partition
 from distbelief.param_server.protocol import (
     MESSAGE_BYTES,
@@ -60,6 +62,8 @@ from distbelief.param_server.protocol import (
     Ready,
     Refusal,
     Report,
+    Sync,
+    Synced,
     Welcome,
     as_bytes,
     as_frame,
@@ -99,6 +103,8 @@ class ShardConfig:
     budget: int = 16 * 2**20
     """Bytes of pushes and parameters under way over the network, for all workers together. Each may
     have one message under way, whatever the budget."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """Which pushes are refused although they fit."""
 
 
 class Held(Protocol):
@@ -154,10 +160,13 @@ class Shard:
         config: ShardConfig,
         image: ShardImage | None = None,
         on_apply: Callable[[Application], None] | None = None,
+        on_push: Callable[[Push, Ack], None] | None = None,
         make_home: Callable[[Sequence[PartRange]], Home] | None = None,
     ) -> None:
         """image: what to go on from; config.epoch must then be above the image's.
 
+        on_apply: called with each part that took a push. on_push: with every push and its ack,
+        before that is sent.
         make_home: called once the parts are known; gives where their values live.
 
         Raises: ValueError if the image is of another shard or a later epoch.
@@ -168,6 +177,20 @@ class Shard:
         self.staleness = Staleness()
         self.counts: Counter[str] = Counter()
         """Pushed parts by what became of them, and refused messages by code."""
+        self.is_deposed = False
+        """A later epoch of this shard was heard of: it must answer nobody and save nothing."""
+        self.is_stalled = True
+        """Nobody writes snapshots, or the last one failed; set by who writes them."""
+        self.is_waited_for = False
+        """Somebody waits for a snapshot; taken back by who writes them."""
+        self.is_saved = image is not None
+        """There is a snapshot."""
+        self.spoiled = ""
+        """Which value is not finite any more, and by whose push; empty while all are. Such a shard
+        must save nothing: its last snapshot is what there is."""
+        self.num_changes = 0
+        """Rises with whatever a snapshot would hold."""
+        self._guard = Guard(config.guard)
         self._buffers = BufferMerge()
         self._incarnations: dict[str, int] = {}
         self._sessions: dict[bytes, tuple[str, int]] = {}
@@ -177,7 +200,10 @@ class Shard:
         self._frames = Frames(1)
         self._message_bytes = MESSAGE_BYTES
         """Of the longest message of a client, uncompressed."""
+        self._restored: dict[int, int] = {}
+        """By part, the version at which this epoch began."""
         self._on_apply = on_apply
+        self._on_push = on_push
         self._make_home = make_home
         if image is not None:
             self._restore(image)
@@ -198,14 +224,22 @@ class Shard:
         """Version of the part that is furthest behind."""
         return min((part.version for part in self.parts.values()), default=0)
 
-    def handle(self, peer: bytes, message: AnyRequest, payload: Payload, now: float) -> Reply:
+    def handle(
+        self,
+        peer: bytes,
+        message: AnyRequest,
+        payload: Payload,
+        now: float,
+        speaker: str | None = None,
+    ) -> Reply:
         """Take one message and give the reply to it.
 
-        peer: the connection it came from. payload: read only, and not kept after the call; of a
+        peer: the connection it came from. speaker: whose key it was sent with; None where there
+        are no keys. payload: read only, and not kept after the call; of a
         push in shared memory the gradients of its parts, as tensors.
         now: seconds on any monotonic clock; only reported, it decides nothing.
         """
-        refusal = self._turn_away(peer, message)
+        refusal = self._turn_away(peer, message, speaker)
         if refusal is None:
             if not isinstance(message, Hello):  # a hello has yet to show the token
                 self._heard[message.w] = now
@@ -236,6 +270,8 @@ class Shard:
                     part.samples,
                     dict(part.table),
                     {name: pins[index][name] for name in names},
+                    dict(part.owed),
+                    part.lost,
                 )
                 for index, part in self.parts.items()
             ),
@@ -245,10 +281,64 @@ class Shard:
             pins=tuple(pins.values()),
         )
 
+    def check_values(self, by: str = "") -> bool:
+        """See whether every value and all state is finite; if not, `spoiled` says which is not.
+
+        by: whose push was applied last, for the text.
+        """
+        return all([self._check_part(part, by) for part in self.parts.values()])
+
     def mark_durable(self, image: ShardImage) -> None:
         """The image is on disk for good: tell it in every ack from now on."""
+        self.is_saved = True
         for part in image.parts:
             self.parts[part.index].durable = dict(part.table)
+
+    @property
+    def num_undurable(self) -> int:
+        """Pushes of the worker that has most of them that are in no snapshot.
+
+        Of the first part: a worker's pushes are of all parts.
+        """
+        for part in self.parts.values():
+            rows, durable = part.table.items(), part.durable
+            return max((row.seq - row_of(durable, w, row.inc).seq for w, row in rows), default=0)
+        return 0
+
+    @property
+    def lost_double_fault(self) -> int:
+        """Parts of acknowledged pushes that are gone, or will be if nobody sends them again."""
+        return sum(part.lost + sum(map(part.num_owed, part.owed)) for part in self.parts.values())
+
+    def allowance(self, peer: bytes) -> int:
+        """Bytes that a connection may have on their way here; 0 if nobody said hello on it."""
+        if peer not in self._sessions or self.contract is None:
+            return 0
+        whole = 4 * sum(part.range.numel for part in self.parts.values())  # of an init
+        buffers = 4 * self.contract.buffers.num_floats + 8 * self.contract.buffers.num_integers
+        return max(self.config.budget, whole) + self._message_bytes + buffers
+
+    @property
+    def share_bytes(self) -> int:
+        """What a worker that has used all its credits has under way."""
+        return self._credits() * self._message_bytes
+
+    def remember(self, w: str, inc: int, seq: int, parts: Sequence[int]) -> None:
+        """A push was acknowledged in an earlier epoch, as its ledger says; see `Part.owe`."""
+        for index in parts:
+            self.parts[index].owe(w, inc, seq)
+
+    def fence(self, w: str, inc: int) -> list[tuple[int, int]]:
+        """Take nothing more of a worker's process up to this incarnation: it is gone.
+
+        Returns: for each part, samples of that incarnation's pushes, and how many of them were
+        refused. They change no more, unless a restart of this shard undoes some.
+        """
+        if self._incarnations.get(w, 0) <= inc:
+            self._incarnations[w] = inc + 1
+            self.num_changes += 1
+        rows = [row_of(part.table, w, inc) for part in self.parts.values()]
+        return [(row.samples, row.refused_samples) for row in rows]
 
     def stats(self) -> dict[str, object]:
         """What has happened so far, as JSON."""
@@ -260,6 +350,8 @@ class Shard:
             "version": [part.version for part in parts],
             "samples": [part.samples for part in parts],
             "counts": dict(self.counts),
+            "lost_double_fault": self.lost_double_fault,
+            "refused_in_a_row": dict(self._guard.refusals),
             "staleness": self.staleness.as_dict(),
             "workers": {
                 w: {"inc": inc, "heard": self._heard.get(w)}
@@ -269,8 +361,11 @@ class Shard:
 
     # Admission
 
-    def _turn_away(self, peer: bytes, message: AnyRequest) -> Refusal | None:
+    def _turn_away(self, peer: bytes, message: AnyRequest, speaker: str | None) -> Refusal | None:
         """Rules that hold for the whole message, before it is looked into."""
+        if speaker is not None and speaker != message.w:
+            text = f"this connection is by the key of {speaker}, and its message says {message.w}"
+            return Refusal(code="key", text=text)
         if message.run != self.config.run:
             return Refusal(
                 code="token", text=f"this is run {self.config.run}, you ask for {message.run}"
@@ -283,6 +378,10 @@ class Shard:
         known = self._incarnations.get(message.w, 0)
         if message.inc < known:
             return _fenced(message.w, message.inc, known)
+        if why := self._guard.quarantined(message.w, message.inc):
+            return _quarantine(self.config.index, why)
+        if message.ep > self.config.epoch:
+            return self._depose(message)
         if message.ep != self.config.epoch:
             return Refusal(
                 code="epoch",
@@ -290,6 +389,15 @@ class Shard:
                 f"{message.ep}: it was restarted, say hello again",
             )
         return None
+
+    def _depose(self, message: AnyRequest) -> Refusal:
+        """A worker has spoken with a later epoch of this shard."""
+        self.is_deposed = True
+        return Refusal(
+            code="deposed",
+            text=f"shard {self.config.index} epoch {self.config.epoch} was replaced: "
+            f"{message.w} has seen epoch {message.ep}",
+        )
 
     def _answer(self, peer: bytes, message: AnyRequest, payload: Payload) -> Reply | Refusal:
         if isinstance(message, Push):
@@ -317,7 +425,7 @@ class Shard:
     def _answer_frames(
         self,
         peer: bytes,
-        message: Hello | Init | Fetch | Merge | Leave | Query,
+        message: Hello | Init | Fetch | Merge | Leave | Sync | Query,
         payload: Sequence[Frame],
     ) -> Reply | Refusal:
         if isinstance(message, Hello):
@@ -335,6 +443,8 @@ class Shard:
             return refusal
         if isinstance(message, Merge):
             return self._merge(message, payload)
+        if isinstance(message, Sync):
+            return self._sync(message)
         if isinstance(message, Fetch):
             return self._foreign_part(message.part) or self._params(message)
         assert_never(message)
@@ -355,9 +465,13 @@ class Shard:
                 text=f"{message.w} speaks protocol {message.lo} to {message.hi}, shard "
                 f"{self.config.index} speaks {wire.VERSION}: install the same distbelief on both",
             )
+        if message.ep > self.config.epoch:
+            return self._depose(message)
         known = self._incarnations.get(message.w, 0)
         if message.inc < known:
             return _fenced(message.w, message.inc, known)
+        if why := self._guard.quarantined(message.w, message.inc):
+            return _quarantine(self.config.index, why)
         if len(payload) > 1:
             return _junk(f"a hello came with {len(payload)} frames")
         refusal = self._agree(bytes(payload[0])) if payload else None
@@ -373,6 +487,9 @@ class Shard:
         while len(self._sessions) > SESSIONS_MAX:
             del self._sessions[next(iter(self._sessions))]
         parts = self.parts.values()
+        for part in parts:
+            part.write_off(message.w, message.inc)
+            part.skip(message.w, message.inc, message.first)
         welcome = Welcome(
             shard=self.config.index,
             shards=self.config.num_shards,
@@ -381,7 +498,8 @@ class Shard:
             part=tuple(self.parts),
             version=tuple(part.version for part in parts),
             samples=tuple(part.samples for part in parts),
-            bseq=tuple(_row(part.table, message.w, message.inc).seq for part in parts),
+            bseq=tuple(row_of(part.table, message.w, message.inc).seq for part in parts),
+            restored=tuple(self._restored[part.range.index] for part in parts),
             credits=self._credits(),
         )
         return Reply(welcome, () if payload else (self.contract.to_json(),))
@@ -409,6 +527,7 @@ class Shard:
         heap, scratch = Heap(), Scratch()
         home = heap if self._make_home is None else self._make_home(ranges)
         self.parts = {part.index: Part(part, contract, home, heap, scratch) for part in ranges}
+        self._restored = dict.fromkeys(self.parts, 0)
         self.contract = contract
         self._decoded = scratch
         self._frames = Frames(max(part.numel for part in ranges))
@@ -436,6 +555,7 @@ class Shard:
             tensors.append(values)
         for index, values in zip(message.part, tensors, strict=True):
             self.parts[index].load_({VALUES: values})
+        self.num_changes += 1
         return Reply(Ready(ep=self.config.epoch))
 
     def _params(self, message: Fetch) -> Reply:
@@ -446,11 +566,23 @@ class Shard:
             part=message.part,
             version=tuple(part.version for part in parts),
             samples=tuple(part.samples for part in parts),
-            bseq=tuple(_row(part.table, message.w, message.inc).seq for part in parts),
+            bseq=tuple(row_of(part.table, message.w, message.inc).seq for part in parts),
             numel=tuple(part.range.numel for part in parts) if message.values else (),
             credits=self._credits() if message.values else 0,
         )
         return Reply(params, payload, pins)
+
+    def _sync(self, message: Sync) -> Reply:
+        self.is_waited_for = self.is_waited_for or message.wants
+        rows = [row_of(part.durable, message.w, message.inc) for part in self.parts.values()]
+        synced = Synced(
+            ep=self.config.epoch,
+            part=tuple(self.parts),
+            durable=tuple(row.seq for row in rows),
+            is_saved=self.is_saved,
+            is_stalled=self.is_stalled,
+        )
+        return Reply(synced)
 
     def _credits(self) -> int:
         """How many messages each worker may have under way: whole ones, however short the last."""
@@ -485,6 +617,7 @@ class Shard:
             floats, integers = floats[: layout.num_floats], integers[: layout.num_integers]
             if not bool(torch.isfinite(floats).all()):
                 return Refusal(code="buffers", text=f"{message.w} sent buffers with NaN or Inf")
+            self.num_changes += 1
             self._buffers.add(message.w, message.samples, floats, integers)
         merged = self._buffers.merged()
         if merged is None:
@@ -500,7 +633,7 @@ class Shard:
         w, inc = message.w, message.inc
         parts = [self.parts[index] for index in message.part]
         grads = [_gradient(message.dt, frame) for frame in payload]
-        rows = [_row(part.table, w, inc) for part in parts]
+        rows = [row_of(part.table, w, inc) for part in parts]
         columns = range(len(parts))
         # Judged first, applied then, booked at the end: while megabytes pass through the cache the
         # loop in the middle must be short (in one loop the rest of the work took twice as long).
@@ -528,12 +661,14 @@ class Shard:
             text=tuple(text),
             version=tuple([part.version for part in parts]),
             samples=tuple([part.samples for part in parts]),
-            bseq=tuple([_row(part.table, w, inc).seq for part in parts]),
+            bseq=tuple([row_of(part.table, w, inc).seq for part in parts]),
             staleness=tuple(staleness),
-            durable=tuple([_row(part.durable, w, inc).seq for part in parts]),
+            durable=tuple([row_of(part.durable, w, inc).seq for part in parts]),
             numel=tuple(numel),
             credits=0 if message.dt == SHARED else self._credits(),
         )
+        if self._on_push is not None:
+            self._on_push(message, ack)
         return Reply(ack, back, pins)
 
     def _judge(
@@ -574,18 +709,44 @@ class Shard:
         if not square < math.inf:  # NaN is not either
             why = f"{_who(message, part)}: gradient of {self._bad_element(part.range.index, grad)}"
             return _Fate("nonfinite", why)
+        norm, index = math.sqrt(square), part.range.index
+        limit, source = self._guard.limit(index)
+        if limit and norm > limit:
+            why = f"{_who(message, part)}: the gradient's norm is {norm:.3g}, above {limit:.3g} "
+            return _Fate("norm", f"{why}({source}); {self._largest(index, grad)}")
         absent = message.absent[column] if message.absent else b""
         try:
-            part.apply_(grad, message.samples, absent, math.sqrt(square))
+            part.apply_(grad, message.samples, absent, norm)
         except RemoteProtocolError as error:  # the mask does not fit
             return _Fate("numel", f"{_who(message, part)}: {error}")
+        self._guard.take(index, norm)
+        if part.version % CHECK_EVERY == 0:
+            self._check_part(part, message.w)
         return _GOOD
+
+    def _check_part(self, part: Part, by: str) -> bool:
+        """Values and state are finite; 1 ms for 28 MB."""
+        for name, tensor in part.tensors.items():
+            if not float(torch.dot(tensor, tensor)) < math.inf:
+                what = self._bad_element(part.range.index, tensor)
+                after = f", after a push of {by}" if by else ""
+                self.spoiled = f"{name} of {what} at version {part.version}{after}"
+                return False
+        return True
+
+    def _largest(self, index: int, values: Tensor) -> str:
+        """Names the largest element of a part."""
+        assert self.contract is not None
+        at = int(values.abs().argmax())
+        name = self.contract.layout.name_at(self.parts[index].range.start + at)
+        return f"the largest is {name} = {float(values[at]):.3g}"
 
     def _book(
         self, message: Push, parts: list[Part], rows: list[Applied], fates: list["_Fate"]
     ) -> list[int]:
         """Write down what became of a push; returns its staleness, part by part."""
         w, inc, seq = message.w, message.inc, message.seq
+        self.num_changes += 1
         self.counts.update([fate.word for fate in fates])
         crcs = message.crc or (0,) * len(parts)
         staleness = []
@@ -609,8 +770,12 @@ class Shard:
                             crcs[column],
                         )
                     )
+            if fate.why and fate.word not in _NOT_SPENT:
+                self._guard.refuse(w, inc, seq, fate.why)
             if fate.word not in _NOT_SPENT:
-                part.table[w] = row.after(seq, crcs[column], is_applied=fate is _GOOD)
+                part.table[w] = row.after(
+                    seq, crcs[column], message.samples, is_applied=fate is _GOOD
+                )
             staleness.append(stale)
         return staleness
 
@@ -631,7 +796,11 @@ class Shard:
         assert self.contract is not None
         bad = torch.nonzero(~torch.isfinite(values))
         if not len(bad):
-            return f"part {index}: every value is finite, but their squares overflow float32"
+            largest = self._largest(index, values)
+            return (
+                f"part {index}: every value is finite, but their squares overflow float32: "
+                f"{largest}"
+            )
         first = int(bad[0])
         name = self.contract.layout.name_at(self.parts[index].range.start + first)
         return (
@@ -658,15 +827,11 @@ class Shard:
             part.load_(saved.tensors, saved.version, saved.samples)
             part.table = dict(saved.table)
             part.durable = dict(saved.table)
+            part.owed, part.lost = dict(saved.owed), saved.lost
+            self._restored[saved.index] = saved.version
         self.staleness = Staleness.merged([image.staleness])
         self._buffers = BufferMerge(image.buffers)
         self._incarnations = dict(image.incarnations)
-
-
-def _row(table: Mapping[str, Applied], w: str, inc: int) -> Applied:
-    """How far an incarnation has come; a new one begins at 0, whatever the one before pushed."""
-    row = table.get(w)
-    return row if row is not None and row.inc == inc else Applied(inc)
 
 
 def _gradient(form: str, frame: Frame | Tensor) -> Tensor | None:
@@ -686,6 +851,10 @@ def _fenced(w: str, inc: int, known: int) -> Refusal:
         text=f"{w} incarnation {inc} was replaced by incarnation {known}: this process is a "
         "ghost and must end",
     )
+
+
+def _quarantine(index: int, why: str) -> Refusal:
+    return Refusal(code="quarantine", text=f"shard {index} takes no more: {why}")
 
 
 def _junk(text: str) -> Refusal:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from distbelief.param_server.backup import VECTORS_MAX
 from distbelief.param_server.layout import Layout, PartRange
 from distbelief.param_server.memory import Memory, MemoryRefused, is_supported, without_memory
 from distbelief.param_server.part import Heap, Home
@@ -20,7 +21,9 @@ from distbelief.param_server.slab import Slab, slab_bytes
 logger = logging.getLogger(__name__)
 
 VECTORS = 4
-"""Gradient vectors that a worker's memory has room for; what is not used takes no memory."""
+"""Gradient vectors that a worker's memory has room for, if it keeps none of them."""
+MOST_VECTORS = VECTORS + VECTORS_MAX
+"""At most, with those that it keeps until they are durable; what is not used takes no memory."""
 _PAGE = 4096
 
 
@@ -29,9 +32,9 @@ def vector_bytes(layout: Layout) -> int:
     return -(-4 * layout.total // _PAGE) * _PAGE
 
 
-def worker_bytes(layout: Layout) -> int:
+def worker_bytes(layout: Layout, vectors: int = VECTORS) -> int:
     """Size of a worker's memory."""
-    return VECTORS * vector_bytes(layout)
+    return vectors * vector_bytes(layout)
 
 
 @dataclass(slots=True)
@@ -80,7 +83,8 @@ class Shared:
         except MemoryRefused as error:
             logger.info("a worker is served over TCP: %s", error)
             return ""
-        if memory.size != worker_bytes(layout):
+        vectors, rest = divmod(memory.size, vector_bytes(layout))
+        if rest or not VECTORS <= vectors <= MOST_VECTORS:
             memory.close()
             logger.warning("a worker's memory has %d bytes, not those of its model", memory.size)
             return ""
@@ -98,7 +102,7 @@ class Shared:
         of_part = worker.gradients.get(push.place)
         if of_part is None:
             step = vector_bytes(layout)
-            if push.place % step or push.place >= VECTORS * step:
+            if push.place % step or push.place >= worker.memory.size:
                 return None
             of_part = worker.gradients[push.place] = {}
         found = []

@@ -4,6 +4,7 @@
                                                         buffers.<worker>.<floats or integers>
     <folder>/e<epoch>-v<version>/manifest.json          {"body": {...}, "sha256": of the body}
     <folder>/e<epoch>-v<version>-<n>/...                the n-th of that version that differs
+    <folder>/epoch                                      the epoch that saves here now
 
 The version in the name is that of the part furthest behind; others may have moved meanwhile.
 
@@ -28,14 +29,21 @@ from safetensors.torch import load_file, save_file
 
 from distbelief.param_server.buffers import Contribution
 from distbelief.param_server.contract import Contract
-from distbelief.param_server.errors import RemoteProtocolError, SnapshotCorrupt, SnapshotFailed
+from distbelief.param_server.errors import (
+    RemoteProtocolError,
+    SnapshotCorrupt,
+    SnapshotFailed,
+    SnapshotFenced,
+)
 from distbelief.param_server.image import PartImage, ShardImage
-from distbelief.param_server.part import Applied
+from distbelief.param_server.part import Applied, Owed
+from distbelief.param_server.place import inside
 from distbelief.param_server.staleness import Staleness
 
-FORMAT = 1
+FORMAT = 2
 TENSORS = "tensors.safetensors"
 MANIFEST = "manifest.json"
+EPOCH = "epoch"
 _NAME = re.compile(r"e\d{6,}-v\d{12,}(-\d{6})?")
 
 
@@ -49,11 +57,41 @@ class SnapshotStore:
         self.folder = folder
         self.keep = keep
 
+    @property
+    def epoch(self) -> int:
+        """The latest epoch that has claimed this folder; 0 if none has."""
+        try:
+            return int((self.folder / EPOCH).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            names = self.names()
+            return int(names[-1][1:].partition("-")[0]) if names else 0
+
+    def claim(self, epoch: int) -> None:
+        """Say for good, before the shard serves, that this epoch saves here: no earlier one may.
+
+        Raises: SnapshotFenced if this one or a later one has been here; SnapshotFailed.
+        """
+        if self.epoch >= epoch:
+            raise SnapshotFenced(f"{self.folder} is epoch {self.epoch}'s, this one is {epoch}")
+        working = self.folder / f".{EPOCH}.{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            working.write_text(str(epoch), encoding="ascii")
+            _sync(working)
+            working.rename(self.folder / EPOCH)
+            _sync(self.folder)
+        except OSError as error:
+            raise SnapshotFailed(f"{self.folder} cannot be claimed: {error}") from error
+
     def save(self, image: ShardImage) -> Path:
         """Write an image whole, make it durable, and drop the oldest ones.
 
-        Raises: SnapshotFailed; what was there before still is.
+        Raises: SnapshotFailed; what was there before still is. SnapshotFenced.
         """
+        if self.epoch > image.epoch:
+            raise SnapshotFenced(
+                f"{self.folder} is epoch {self.epoch}'s, the image is of epoch {image.epoch}"
+            )
         head = _head(image)
         final = self._place(image, head)
         working = self.folder / f".{final.name}.{os.getpid()}"
@@ -91,7 +129,7 @@ class SnapshotStore:
 
     def load(self, name: str) -> ShardImage:
         """Raises: SnapshotCorrupt, naming the file, if anything in it is not as it was written."""
-        return _load(self.folder / name)
+        return _load(self.folder, name)
 
     def latest(self) -> tuple[ShardImage, list[str]] | None:
         """The newest snapshot that is whole, and what was wrong with newer ones; None if none.
@@ -167,6 +205,8 @@ def _head(image: ShardImage) -> dict[str, Any]:  # Any: JSON
                 "samples": part.samples,
                 "table": {w: row._asdict() for w, row in part.table.items()},
                 "tensors": sorted(part.tensors),
+                "owed": {w: list(owed) for w, owed in part.owed.items()},
+                "lost": part.lost,
             }
             for part in image.parts
         ],
@@ -176,18 +216,18 @@ def _head(image: ShardImage) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _load(folder: Path) -> ShardImage:
-    file = folder / MANIFEST
+def _load(store: Path, name: str) -> ShardImage:
+    file = store / name
     try:
+        folder = inside(store, name)
+        file = inside(folder, MANIFEST)
         manifest = json.loads(file.read_text(encoding="utf-8"))
         body: Mapping[str, Any] = manifest["body"]  # Any: JSON
         if _digest(body) != manifest["sha256"]:
             raise SnapshotCorrupt(f"{file}: its digest does not match")
         if body["format"] != FORMAT:
             raise SnapshotCorrupt(f"{file}: format {body['format']}, this version reads {FORMAT}")
-        if (folder / body["file"]["name"]).parent != folder:
-            raise SnapshotCorrupt(f"{file}: names a file elsewhere, {body['file']['name']}")
-        file = folder / body["file"]["name"]
+        file = inside(folder, body["file"]["name"])
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         if digest != body["file"]["sha256"]:
@@ -215,6 +255,8 @@ def _image(body: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Shar
                 part["samples"],
                 {w: _row(row) for w, row in part["table"].items()},
                 {name: tensors[f"part.{part['index']}.{name}"] for name in part["tensors"]},
+                {w: Owed(*owed) for w, owed in part["owed"].items()},
+                part["lost"],
             )
             for part in body["parts"]
         ),
@@ -233,7 +275,14 @@ def _image(body: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Shar
 
 
 def _row(data: Mapping[str, Any]) -> Applied:  # Any: JSON
-    return Applied(data["inc"], data["seq"], data["crc"], tuple(data["refused"]))
+    return Applied(
+        data["inc"],
+        data["seq"],
+        data["crc"],
+        tuple(data["refused"]),
+        data.get("samples", 0),  # snapshots of an earlier version do not count them
+        data.get("refused_samples", 0),
+    )
 
 
 def _digest(body: Mapping[str, Any]) -> str:  # Any: JSON

@@ -48,7 +48,7 @@ def _bool(value: object) -> bool:
 
 
 def _str(value: object) -> bool:
-    if type(value) is not str or len(value) > STR_MAX:
+    if not isinstance(value, str) or len(value) > STR_MAX:  # a secret is sent as what it is
         return False
     return value.isascii() or len(value.encode(errors="replace")) <= STR_MAX
 

@@ -49,6 +49,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(MARKED_TIMEOUT_S))
+        if item.get_closest_marker("long") is not None and "DISTBELIEF_TEST_LONG" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: make chaos"))
         if item.get_closest_marker("gpu") is not None:
             has_gpu = torch.cuda.is_available() if has_gpu is None else has_gpu
             if not has_gpu:
@@ -79,6 +81,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     """A user's folder with a module of theirs, tiny.py; the current one."""
     (tmp_path / "tiny.py").write_text(TINY)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTBELIEF_WARM_WORKERS", "true")  # as in tiny_job, for the command line
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
     sys.modules.pop("tiny", None)

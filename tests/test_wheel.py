@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MAPPING = {
     "distbelief": "distbelief",
     "distbelief/bench": "distbelief/bench",
+    "distbelief/chaos": "distbelief/chaos",
     "distbelief/commands": "distbelief/commands",
     "distbelief/model": "model",
     "distbelief/workers": "workers",

@@ -42,8 +42,8 @@ from distbelief.param_server.update import make_rule
 from distbelief.workers import session
 from distbelief.workers.arena import Arena
 from distbelief.workers.comm import Calls
-from distbelief.workers.control import Outcome
 from distbelief.workers.groups import Params, name_groups
+from distbelief.workers.notes import Outcome
 from distbelief.workers.outgoing import Outgoing
 from distbelief.workers.overlap import Beginning, Overlap
 from distbelief.workers.session import Session
@@ -255,6 +255,8 @@ class Downpour(torch.optim.Optimizer):
         self._base = self._current
         """The copy that the newest gradient in the sum was computed on."""
         self._future: Future[Ticket] | None = None
+        self._pushing: Outgoing | None = None
+        """What the future is a push of."""
         self._future_fetches = False
         self._is_fetch_due = False
         self.num_steps = 0
@@ -271,6 +273,8 @@ class Downpour(torch.optim.Optimizer):
         self.skipped_samples = 0
         """Samples whose gradient was thrown away by `zero_grad` before a step had taken it, as
         where a GradScaler has found an overflow: nothing of them was pushed."""
+        self._partial_samples = self._missed_samples = self._spoiled_samples = 0
+        """Of those answered; see `Stepped`."""
         self._merged_samples = 0
         self._accrued_steps = 0
         self._sent_samples = 0
@@ -442,17 +446,26 @@ class Downpour(torch.optim.Optimizer):
 
     def outcome(self, is_new: bool) -> Outcome:
         """What became of the newest push that was answered, if nobody has told it yet."""
+        outcome = Outcome(
+            pushed=False,
+            staleness=0,
+            version=0,
+            refused=0,
+            reason="",
+            partial=self._partial_samples,
+            missed=self._missed_samples,
+            spoiled=self._spoiled_samples,
+        )
         pushed = self.last_pushed
         if pushed is None or not is_new:
-            return Outcome(pushed=False, staleness=0, version=0, refused=0, reason="")
+            return outcome
         refused = sum(pushed.statuses.values()) - pushed.statuses["applied"]
-        return Outcome(
-            pushed=True,
-            staleness=pushed.staleness,
-            version=pushed.version,
-            refused=refused if pushed.is_partial else 0,
-            reason=pushed.reasons[0] if pushed.is_partial and pushed.reasons else "",
-        )
+        outcome["pushed"] = True
+        outcome["staleness"] = pushed.staleness
+        outcome["version"] = pushed.version
+        outcome["refused"] = refused if pushed.is_partial else 0
+        outcome["reason"] = pushed.reasons[0] if pushed.is_partial and pushed.reasons else ""
+        return outcome
 
     def merge(self, samples: int, floats: Tensor, integers: Tensor) -> tuple[Tensor, Tensor] | None:
         """Contribute buffers and wait for the merged ones, as `Client.merge`."""
@@ -537,6 +550,7 @@ class Downpour(torch.optim.Optimizer):
     def _settle_overlapping(self, future: Future[Ticket]) -> None:
         assert self._overlap is not None
         self._future = future
+        self._pushing = self._accrued
         self._future_fetches = True
         self._sent_samples = self.last_samples
         self._settle(wait=True)
@@ -604,6 +618,7 @@ class Downpour(torch.optim.Optimizer):
             return outgoing.push(client, samples, base, absent, into, after, checks)
 
         self._future = self._comm.submit(push)
+        self._pushing = outgoing
         self._future_fetches = into is not None
         if into is not None:
             self._is_fetch_due = False
@@ -635,9 +650,30 @@ class Downpour(torch.optim.Optimizer):
             self.last_pushed = ticket.pushed
             self.num_answered += 1
             self.answered_samples += self._sent_samples
+            self._count_refused(ticket.pushed)
+            if ticket.vector is not None:
+                self._turn(ticket.vector)
         if self._future_fetches:
             self._current, self._next = self._next, self._current
             self._bound = self._arena.bind(self._current.values)
+
+    def _count_refused(self, pushed: Pushed) -> None:
+        parts, samples = sum(pushed.statuses.values()), self._sent_samples
+        refused = parts - pushed.statuses["applied"] - pushed.statuses["dup"]
+        if refused == parts:
+            self._spoiled_samples += samples
+        elif refused:
+            self._partial_samples += samples
+            self._missed_samples += samples * refused
+
+    def _turn(self, vector: Tensor) -> None:
+        """What was pushed is kept until it is durable; the next gradient goes elsewhere."""
+        outgoing = self._pushing
+        assert outgoing is not None
+        is_arenas = outgoing.grad is self._arena.grad
+        outgoing.turn(vector)
+        if is_arenas and outgoing.grad is vector:
+            self._arena.turn_grad(vector, keeps=self._is_script)
 
     def _run(self, call: Callable[[Client], Ticket]) -> None:
         self._comm.submit(call).result()

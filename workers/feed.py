@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from distbelief.workers.lease import Lease, batches, epoch_order
+from distbelief.workers.lease import Lease, batches
+from distbelief.workers.order import epoch_order
 from distbelief.workers.pixels import normalise
 from distbelief.workers.split import Split
 

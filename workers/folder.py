@@ -7,6 +7,7 @@ names, are not looked at.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +31,14 @@ class FolderFiles:
     def load(self, index: int) -> bytes:
         name = self.name(index)
         try:
-            with open(name, "rb") as file:
-                if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            # Not waiting: a pipe would be opened when somebody writes to it, and so perhaps never.
+            with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise BadSample(name, "not a file")
+                if status.st_size > MAX_BYTES:
                     raise BadSample(name, f"larger than {MAX_BYTES // 2**20} MiB")
-                return file.read()
+                return file.read(MAX_BYTES)  # it may grow meanwhile
         except OSError as error:
             raise BadSample(name, error.strerror or str(error)) from error
 

@@ -6,18 +6,24 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from distbelief.param_server.client import Client, Identity
+from distbelief.param_server.client import Client
 from distbelief.param_server.compress import Compression
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.history import History
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.transport import ClientTransport
 from distbelief.workers.comm import Calls, Comm
-from distbelief.workers.control import (
+from distbelief.workers.control import Control
+from distbelief.workers.lease import Lease
+from distbelief.workers.notes import (
     Beat,
-    Control,
     Denied,
+    Drain,
     Halt,
+    Leaving,
     Next,
     Over,
     Shards,
@@ -27,7 +33,6 @@ from distbelief.workers.control import (
     Who,
     Work,
 )
-from distbelief.workers.lease import Lease
 from distbelief.workers.session import Replica, Stopped, WorkerInfo
 
 logger = logging.getLogger(__name__)
@@ -53,12 +58,20 @@ class Joined:
         sleep: Callable[[float], None] = time.sleep,
         *,
         compression: Compression | None = None,
+        backup_bytes: int = 0,
+        waits: bool = False,
+        locate: Callable[[], Sequence[str]] | None = None,
+        history: Path | None = None,
+        is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
-        """control: the caller's to close. make_transport: as `Worker`."""
+        """control: the caller's to close. The rest: as of `Worker`."""
         self.info = info
         self.seed = seed
         self.downpour: Replica | None = None
         self.is_stopped = False
+        self.is_drained = False
+        """It is stopped, and the run goes on without it."""
+        self._is_leaving = is_leaving
         self.num_taken = 0
         """Samples taken for the script's loader."""
         self.num_counted = 0
@@ -74,6 +87,10 @@ class Joined:
         self._control = control
         self._make_transport = make_transport
         self._compression = compression
+        self._backup_bytes = backup_bytes
+        self._waits = waits
+        self._locate = locate
+        self._history = history
         self._clock = clock
         self._sleep = sleep
         self._comm: Comm | None = None
@@ -104,6 +121,8 @@ class Joined:
         where = Where(
             **self._who, pid=os.getpid(), host=socket.gethostname(), num_samples=0, digest=""
         )
+        if self._is_leaving():
+            self._leave()
         shards = self._control.until(where, Shards)
         if shards is None:
             self._stop()
@@ -116,6 +135,10 @@ class Joined:
                 contract,
                 memory=True,
                 compression=self._compression,
+                backup_bytes=self._backup_bytes,
+                waits=self._waits,
+                locate=self._locate,
+                history=None if self._history is None else History(self._history, me.w, me.inc),
             ),
             name=f"comm-{me.w}",
         )
@@ -143,11 +166,16 @@ class Joined:
             logger.warning(text)
             sys.stderr.write(f"distbelief: {text}\n")
         self._tell(downpour.last_samples)
+        if self._is_leaving():
+            self._leave()
         now = self._clock()
         if now - self._beaten_at < BEAT_S and self._num_told < TOLD_MAX:
             return
         self._beaten_at, self._num_told = now, 0
-        if isinstance(self._control.ask(Beat(**self._who)), Halt):
+        answer = self._control.ask(Beat(**self._who))
+        if isinstance(answer, Drain):
+            self._leave()
+        if isinstance(answer, Halt):
             self._stop()
 
     def iterate(self) -> int:
@@ -181,6 +209,8 @@ class Joined:
                 self._leases += 1
                 self.num_taken += answer.stop - answer.start
                 return Lease(answer.epoch, answer.start, answer.stop)
+            if isinstance(answer, Drain) or self._is_leaving():
+                self._leave()
             if isinstance(answer, Halt):
                 self._stop()
             if isinstance(answer, Denied):
@@ -240,6 +270,13 @@ class Joined:
                 "of this one have gone to other workers. Leave out shuffle=True for the data that "
                 "this worker is not to share"
             )
+
+    def _leave(self) -> None:
+        """End the script; `end` then pushes what has accrued, and the rest is for others."""
+        if not self.is_drained:
+            self.is_drained = True
+            self._control.tell(Leaving(**self._who))
+        self._stop()
 
     def _stop(self) -> None:
         self.is_stopped = True

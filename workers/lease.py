@@ -10,9 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 
 @dataclass(frozen=True, slots=True)
 class Lease:
@@ -25,15 +22,6 @@ class Lease:
     @property
     def num_samples(self) -> int:
         return self.stop - self.start
-
-
-def epoch_order(seed: int, epoch: int, num_samples: int) -> Tensor:
-    """The order in which an epoch visits the data: int64 [num_samples], a permutation.
-
-    The same on every machine: it depends on nothing but the arguments.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(num_samples, generator=generator)
 
 
 def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
@@ -50,8 +38,27 @@ def batches(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
+@dataclass(init=False, eq=False)
 class LeaseQueue:
     """Hands out one epoch after the other; what comes back goes out first."""
+
+    num_samples: int
+    """In an epoch; 0 while nobody has said."""
+    done_samples: int
+    """Samples of finished leases and of finished beginnings of leases."""
+    handed_out: int
+    """Samples, since this was made; those that are handed out again count again."""
+    returned_samples: int
+    """Samples that came back, of those."""
+    is_stopped: bool
+    _lease_samples: int
+    _num_epochs: int | None
+    _epoch: int
+    _start: int
+    _returned: deque[Lease]
+    _held: dict[str, deque[Lease]]
+    _warm_start_samples: int
+    _first: str | None
 
     def __init__(
         self,
@@ -76,17 +83,17 @@ class LeaseQueue:
                 "was stopped"
             )
         self.num_samples = num_samples or position.num_samples
-        """In an epoch; 0 while nobody has said."""
         self.done_samples = position.done_samples
-        """Samples of finished leases and of finished beginnings of leases."""
+        self.handed_out = 0
+        self.returned_samples = 0
         self.is_stopped = False
         self._lease_samples = lease_samples
         self._num_epochs = num_epochs
         self._epoch, self._start = position.epoch, position.start
         self._returned = deque(position.returned)
-        self._held: dict[str, deque[Lease]] = {}
+        self._held = {}
         self._warm_start_samples = warm_start_samples
-        self._first: str | None = None
+        self._first = None
 
     def size(self, num_samples: int, lease_samples: int) -> None:
         """A worker says how long the data is: the first one decides.
@@ -114,6 +121,7 @@ class LeaseQueue:
         lease = self._returned.popleft() if self._returned else self._fresh(upto)
         if lease is not None:
             self._held.setdefault(worker, deque()).append(lease)
+            self.handed_out += lease.num_samples
         return lease
 
     def is_over(self, epoch: int) -> bool:
@@ -122,8 +130,12 @@ class LeaseQueue:
             return False
         return self._epoch > epoch or self.is_exhausted
 
-    def advance(self, worker: str, num_samples: int) -> None:
-        """So many more samples of a worker were answered; it trains on its leases in order."""
+    def advance(self, worker: str, num_samples: int) -> int:
+        """So many more samples of a worker were answered; it trains on its leases in order.
+
+        Returns: how many of them its leases had.
+        """
+        before = self.done_samples
         held = self._held.get(worker, deque())
         while num_samples > 0 and held:
             lease = held.popleft()
@@ -134,6 +146,7 @@ class LeaseQueue:
                 held.appendleft(replace(lease, start=lease.start + done))
         if not held:
             self._held.pop(worker, None)
+        return self.done_samples - before
 
     def give_back(self, worker: str, kept: int = 0) -> int:
         """A worker is gone: what is left of its leases goes out again. Returns its samples.
@@ -154,7 +167,18 @@ class LeaseQueue:
         if keeps:
             self._held[worker] = keeps
         self._returned.extend(back)
-        return sum(lease.num_samples for lease in back)
+        samples = sum(lease.num_samples for lease in back)
+        self.returned_samples += samples
+        return samples
+
+    def held_by(self, worker: str) -> int:
+        """Samples that a worker has been handed and is not done with."""
+        return sum(lease.num_samples for lease in self._held.get(worker, ()))
+
+    @property
+    def in_flight(self) -> int:
+        """The same of all workers together."""
+        return sum(map(self.held_by, self._held))
 
     def stop(self) -> None:
         """Hand out nothing more."""
@@ -163,8 +187,7 @@ class LeaseQueue:
     @property
     def unfinished_samples(self) -> int:
         """Handed out, but not answered."""
-        held = sum(lease.num_samples for leases in self._held.values() for lease in leases)
-        return held + sum(lease.num_samples for lease in self._returned)
+        return self.in_flight + sum(lease.num_samples for lease in self._returned)
 
     @property
     def is_finished(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import IterableDataset, Sampler
 
 from distbelief.workers import session
-from distbelief.workers.lease import epoch_order
+from distbelief.workers.order import epoch_order
 from distbelief.workers.session import Session
 
 

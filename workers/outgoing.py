@@ -20,6 +20,13 @@ class Outgoing:
         self._staging = staging
         staging.pin(host)
 
+    def turn(self, host: Tensor) -> None:
+        """Take another vector of the host: the one before is kept until its push is durable."""
+        if self.grad is self.host:
+            self.grad = host
+        self.host = host
+        self._staging.pin(host)
+
     def copy_out(self, start: int, stop: int, after: Mark) -> Ready:
         """Bring a range of it to the host. In the comm thread."""
         return self._staging.copy_out(self.grad[start:stop], self.host[start:stop], after)
@@ -45,7 +52,7 @@ class Outgoing:
         copies = [self.copy_out(parts[0].start, parts[-1].stop, after) for parts in client.messages]
         for check in checks:
             check()
-        ticket = client.begin_push(samples, base, into)
+        ticket = client.begin_push(samples, base, into, self.host)
         for index, copy in enumerate(copies):  # while one is sent the next are on their way
             copy.wait()
             client.send_push(ticket, index, self.host, absent)

@@ -159,7 +159,8 @@ class Overlap:
                 for check in beginning.checks:
                     check()
                 begin = client.begin_push
-                ticket.append(begin(beginning.samples, beginning.base, beginning.into))
+                push = begin(beginning.samples, beginning.base, beginning.into, outgoing.host)
+                ticket.append(push)
             if not ticket:  # a check has stopped this push
                 return Ticket(0)
             client.send_push(ticket[0], message.index, outgoing.host, masks)

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from distbelief.param_server.contract import Contract
 from distbelief.workers.comm import Calls
-from distbelief.workers.control import Outcome
 from distbelief.workers.lease import Lease
+from distbelief.workers.notes import Outcome
 
 
 class Stopped(SystemExit):
@@ -29,6 +29,8 @@ class WorkerInfo:
     """From 0; a script that writes files does so where this is 0."""
     count: int
     """Workers that the run was started with; 1 alone."""
+    incarnation: int = 1
+    """Rises each time this worker is started again."""
 
 
 class Replica(Protocol):

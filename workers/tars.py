@@ -38,6 +38,10 @@ _PACKED = {
 }
 _MAX_NAME = 2**20
 """Bytes of a long name or of a pax header."""
+_MAX_KEY = 4096
+"""Characters of a sample's name: it is kept in memory."""
+MAX_SAMPLES = 10_000_000
+"""In one tar; its index would have more than a gigabyte."""
 
 
 class Member(NamedTuple):
@@ -188,6 +192,8 @@ def _index_of(path: str, size: int, _: int) -> Index:
             raise ValueError(f"{path}: sample {current} has no image (.{', .'.join(_IMAGES)})")
         if number is None:
             raise ValueError(f"{path}: sample {current} has no .cls with its class")
+        if len(keys) == MAX_SAMPLES:
+            raise ValueError(f"{path} holds more than {MAX_SAMPLES:,} samples: cut it into several")
         keys.append(current)
         offsets.append(image.offset)
         sizes.append(image.size)
@@ -197,6 +203,8 @@ def _index_of(path: str, size: int, _: int) -> Index:
         key, extension = _key(member.name)
         if key is None:
             continue
+        if len(key) > _MAX_KEY:
+            raise ValueError(f"{path}: a sample has a name of {len(key)} characters: {key[:40]}...")
         if key != current:
             finish()
             image, number, current = None, None, key

@@ -9,29 +9,39 @@ import logging
 import math
 import os
 import socket
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distbelief.param_server.buffers import BufferLayout
-from distbelief.param_server.client import Client, Identity
+from distbelief.param_server.client import Client
 from distbelief.param_server.compress import Compression
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import DistBeliefError, RemoteProtocolError
+from distbelief.param_server.history import History
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.layout import trainable
 from distbelief.param_server.transport import ClientTransport
 from distbelief.param_server.wire import sayable
 from distbelief.workers.comm import Comm
-from distbelief.workers.control import (
+from distbelief.workers.control import Control
+from distbelief.workers.downpour import Downpour, DownpourConfig
+from distbelief.workers.feed import Batch, Feed, move
+from distbelief.workers.lease import Lease
+from distbelief.workers.notes import (
     Bad,
-    Control,
+    Beat,
     Denied,
+    Drain,
     Halt,
+    Leaving,
     Next,
     Shards,
     Stepped,
@@ -39,14 +49,13 @@ from distbelief.workers.control import (
     Where,
     Work,
 )
-from distbelief.workers.downpour import Downpour, DownpourConfig
-from distbelief.workers.feed import Batch, Feed, move
-from distbelief.workers.lease import Lease
 from distbelief.workers.split import Split
 from distbelief.workers.staging import Reading
 
 logger = logging.getLogger(__name__)
 
+BEAT_S = 0.5
+"""A worker asks this often, between two steps, whether it is to leave."""
 BAD_MAX = 16
 """Bad samples in one note."""
 NAME_MAX = 400
@@ -73,6 +82,10 @@ class WorkerConfig:
     downpour: DownpourConfig = field(default_factory=DownpourConfig)
     compression: Compression = field(default_factory=Compression)
     """Of what goes to and comes from shards of other hosts."""
+    backup_bytes: int = 0
+    """Pushed gradients that are kept until they are durable, in bytes; see backup.py."""
+    waits: bool = False
+    """A push is done when it is durable."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "merge_every_steps"):
@@ -113,11 +126,24 @@ class Worker:
         split: Split,
         control: Control,
         make_transport: Callable[[], ClientTransport],
+        locate: Callable[[], Sequence[str]] | None = None,
+        history: Path | None = None,
+        is_leaving: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """model: in its first state, the same on every worker. control: the caller's to close.
 
         make_transport: called in the comm thread, which closes what it returns.
+        locate: as of `Client`. history: folder for a `History`. is_leaving: asked between two
+        steps: the machine is about to go away.
         """
+        self.is_drained = False
+        """It has left, or leaves, before the end of the run."""
+        self._is_leaving = is_leaving
+        self._clock = clock
+        self._beaten_at = clock()
+        self._locate = locate
+        self._history = history
         self._config = config
         self._identity = identity
         self._model = model.to(config.device)
@@ -163,7 +189,7 @@ class Worker:
             seed=self._config.seed,
             num_loaders=self._config.num_loaders,
         ) as feed:
-            shards = self._control.until(where, Shards)
+            shards = None if self._should_leave() else self._control.until(where, Shards)
             if shards is not None:
                 self._join(feed, shards)
 
@@ -178,6 +204,10 @@ class Worker:
                 self._contract,
                 memory=True,
                 compression=self._config.compression,
+                backup_bytes=self._config.backup_bytes,
+                waits=self._config.waits,
+                locate=self._locate,
+                history=None if self._history is None else History(self._history, me.w, me.inc),
             )
 
         named = trainable(self._model.named_parameters())
@@ -196,14 +226,35 @@ class Worker:
         while not self._is_halted:
             for batch in feed.round():
                 self._take(downpour, batch)
+                if self._should_leave():
+                    break  # what was read ahead is for others
             # No lease for now: others may wait for what is half done here.
             if self._samples > downpour.answered_samples:
                 downpour.flush()
                 self._tell_all(downpour, wait=True)
-            if not self._is_halted:
+            if not (self._is_halted or self._should_leave()):
                 self._control.pause()
         self._merge(downpour)
         downpour.leave()
+
+    def _should_leave(self) -> bool:
+        """Whether to go before the end of the run; the controller is told at once."""
+        if not (self.is_drained or self._is_halted):
+            now, me = self._clock(), self._identity
+            is_asked = self._is_leaving()
+            if not is_asked and now - self._beaten_at >= BEAT_S:
+                self._beaten_at = now
+                beat = Beat(run=me.run, token=me.token, name=me.w, inc=me.inc)
+                is_asked = isinstance(self._control.ask(beat), Drain)
+            if is_asked:
+                self._leave()
+        return self.is_drained
+
+    def _leave(self) -> None:
+        me = self._identity
+        self.is_drained = self._is_halted = True
+        logger.info("worker %s leaves before the end", me.w)
+        self._control.tell(Leaving(run=me.run, token=me.token, name=me.w, inc=me.inc))
 
     def _next_lease(self) -> Lease | None:
         """A lease, or None: to wait, or to halt."""
@@ -215,6 +266,10 @@ class Worker:
             return Lease(answer.epoch, answer.start, answer.stop)
         if isinstance(answer, Denied):
             raise DistBeliefError(answer.text)
+        if isinstance(answer, Drain):
+            if not self.is_drained:
+                self._leave()
+            return None
         if not isinstance(answer, Wait | Halt):
             raise RemoteProtocolError(f"{answer.op} in answer to {note.op}")
         self._is_halted = isinstance(answer, Halt)
@@ -286,7 +341,8 @@ class Worker:
                 token=me.token,
                 name=me.w,
                 inc=me.inc,
-                answered=downpour.answered_samples + self._answered_left_out,
+                answered=downpour.answered_samples,
+                left_out=self._answered_left_out,
                 samples=samples,
                 loss=loss,
                 **outcome,

@@ -11,9 +11,12 @@ import zmq
 from distbelief.bench.station import Station
 from distbelief.bench.system import System
 from distbelief.bench.work import Course, Work
-from distbelief.param_server.client import Client, Fetched, Identity
+from distbelief.keyring import Keyring
+from distbelief.param_server.client import Client, Fetched
 from distbelief.param_server.compress import Compression
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.curve import Keys
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.shared import Shared
@@ -22,6 +25,7 @@ from distbelief.param_server.transport import ZmqClient, ZmqServer, keep_freed_m
 
 RUN = "bench"
 NAME = "distbelief"
+CURVE = "curve"
 FLOAT32 = "float32"
 TOLERANCE = {FLOAT32: None, "bfloat16": 0.02, "int8": 0.02, "topk": 1.0}
 """By form on the wire: how far values may be off. With topk an element comes late, so little can
@@ -29,13 +33,21 @@ be said of one moment."""
 
 
 def ours(
-    transport: str, *, compress: str = FLOAT32, durability: str = "none", snapshot_s: float = 1.0
+    transport: str,
+    *,
+    compress: str = FLOAT32,
+    durability: str = "none",
+    snapshot_s: float = 1.0,
+    workers: int = 1,
 ) -> System:
-    """This system over one transport.
+    """This system over one transport; `curve` is TCP with encryption, for `workers` at most.
 
     compress: a codec of the client. durability: `snapshots` writes one every `snapshot_s` while
     the clock runs.
     """
+    # Of this crew alone, as the token: they go to its processes by a pipe and nowhere else.
+    names = [f"w{index}" for index in range(workers)]
+    ring = Keyring(names, ["shard0"]) if transport == CURVE else None
     return System(
         name=NAME,
         transport=transport,
@@ -45,8 +57,8 @@ def ours(
             "transport": transport,
             "compress": compress,
             "snapshot_s": snapshot_s if durability == "snapshots" else 0.0,
-            # Of this crew alone; it goes to its processes by a pipe and nowhere else.
             "token": secrets.token_hex(16),
+            "keys": {name: ring.of(name).to_dict() for name in (*names, "shard0")} if ring else {},
         },
         has_folder=durability == "snapshots",
         is_whole=compress == FLOAT32,
@@ -71,7 +83,7 @@ def serve(station: Station) -> None:
         store = SnapshotStore(Path(spec["folder"]) / f"shard{spec['index']}")
     shared = Shared() if spec["transport"] == "shm" else None
     shard = Shard(config, make_home=None if shared is None else shared.make_home)
-    transport = ZmqServer(zmq.Context())
+    transport = ZmqServer(zmq.Context(), keys=_keys(station, "shard0"))
     saving = SnapshotConfig(every_s=spec["snapshot_s"])
     server = ShardServer(shard, transport, store, saving, shared=shared)
     station.say(endpoint=transport.endpoint)
@@ -87,13 +99,19 @@ def make_client(station: Station, endpoints: list[str], contract: Contract) -> C
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     identity = Identity(run=RUN, w=f"w{spec['index']}", inc=1, token=spec["token"])
     return Client(
-        ZmqClient(context),
+        ZmqClient(context, _keys(station, identity.w)),
         endpoints,
         identity,
         contract,
         memory=spec["transport"] == "shm",
         compression=compression,
     )
+
+
+def _keys(station: Station, name: str) -> Keys | None:
+    """All shards of a bench have one name: they do not speak to each other."""
+    made = station.spec["keys"].get(name)
+    return None if made is None else Keys.from_dict(made)
 
 
 def endpoints_of(station: Station) -> list[str]:

@@ -50,6 +50,7 @@ class WireConfig:
                 compress=self.compress,
                 durability=self.durability,
                 snapshot_s=self.snapshot_s,
+                workers=max(self.workers),
             )
             for transport in self.transports
         ]

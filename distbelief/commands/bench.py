@@ -20,6 +20,7 @@ else:  # before click 8.2 it takes no parameter
     _ParamType = click.ParamType
 
 TRANSPORTS = ("shm", "tcp")
+WIRE_TRANSPORTS = (*TRANSPORTS, "curve")
 FORMS = ("float32", "bfloat16", "int8", "topk")
 DURABILITY = ("none", "snapshots")
 RULES = ("sgd", "momentum", "nesterov", "adagrad", "adam", "adamw")
@@ -108,7 +109,12 @@ def bench_group() -> None:
 @bench_group.command("wire", short_help="Gradients out, parameters back, no computing.")
 @several("--workers", "1", "Workers; each number with each of --shards.")
 @several("--shards", "1", "Shards.")
-@several("--transport", "shm,tcp", "Shared memory, or TCP on the loopback.", TRANSPORTS)
+@several(
+    "--transport",
+    "shm,tcp",
+    "Shared memory, TCP on the loopback, or that encrypted.",
+    WIRE_TRANSPORTS,
+)
 @size_option
 @click.option("--compress", type=click.Choice(FORMS), default=FORMS[0], show_default=True)
 @click.option("--durability", type=click.Choice(DURABILITY), default="none", show_default=True)
@@ -148,6 +154,7 @@ def wire_command(
     Examples:
       distbelief bench wire --workers 1,2,4 --floors
       distbelief bench wire --transport tcp --shards 2 --json
+      distbelief bench wire --transport tcp,curve       what encryption costs
     """
     _see_plot(plot)
     from distbelief.bench import wire

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distbelief.commands.run_argument import find, json_line
-from distbelief.commands.training import json_option, plain_option, train
+from distbelief.commands.training import WORKERS, json_option, plain_option, train
 from distbelief.problem import Problem
 from distbelief.result import Result
 from distbelief.settings import FLAGS, Settings, gather
@@ -16,7 +16,7 @@ from distbelief.settings import FLAGS, Settings, gather
 if TYPE_CHECKING:
     from distbelief.job import Job
     from distbelief.live import LiveLine
-    from distbelief.run import Stop
+    from distbelief.stop import Stop
 
 _AFTER = "distbelief.launch.after"
 """Where the arguments after -- are kept; None if there is no --."""
@@ -54,7 +54,9 @@ class LaunchCommand(click.Command):
 )
 @click.option("--engine", type=click.Choice(["ray", "local"]), help="What starts the processes.")
 @click.option("--address", metavar="ADDR", help="Ray cluster: local (default), auto, host:port.")
-@click.option("--workers", type=int, metavar="N", help="Model replicas that compute gradients.")
+@click.option(
+    "--workers", type=WORKERS, metavar="N", help="Replicas that compute gradients; or MIN:MAX."
+)
 @click.option("--shards", type=int, metavar="N", help="Processes that hold the parameters.")
 @click.option("--batch-size", type=int, metavar="N", help="Samples in a batch of one worker.")
 @click.option("--lr", type=float, metavar="X", help="Learning rate, applied by the shards.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distbelief.commands.run_argument import RUN, find, run_dir_option
-from distbelief.commands.training import json_option, plain_option, train
+from distbelief.commands.training import WORKERS, json_option, plain_option, train
 from distbelief.folder import RunFolder
 from distbelief.problem import Problem
 from distbelief.result import Result
@@ -17,12 +17,12 @@ from distbelief.state import state_of
 if TYPE_CHECKING:
     from distbelief.job import Job
     from distbelief.live import LiveLine
-    from distbelief.run import Stop
+    from distbelief.stop import Stop
 
 
 @click.command("resume", short_help="Go on with a run from its last checkpoint.")
 @click.argument("run", type=RUN)
-@click.option("--workers", type=int, metavar="N", help="Another number of workers.")
+@click.option("--workers", type=WORKERS, metavar="N", help="Another number, or MIN:MAX.")
 @click.option("--until", metavar="END", help="Another end: 20-epochs, 5000-updates or 20m.")
 @click.option("--engine", type=click.Choice(["ray", "local"]), help="What starts the processes.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the job.")

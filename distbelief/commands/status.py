@@ -91,6 +91,12 @@ def _lines(folder: RunFolder, state: RunState) -> Iterator[str]:
         f"  {config.get('workers')} workers and {config.get('shards')} shards "
         f"by {config.get('engine')}"
     )
+    net = config.get("net", {})
+    listed = folder.keys
+    if listed is not None:
+        yield f"  encrypted at {net.get('host')}, {len(listed) - 1} processes listed"
+    elif net.get("insecure"):
+        yield click.style(f"  NOT ENCRYPTED at {net.get('host')} (net.insecure)", fg="yellow")
     result, status = folder.result, folder.status
     if result is not None:
         yield (

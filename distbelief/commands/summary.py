@@ -22,6 +22,8 @@ def summary(result: Mapping[str, Any]) -> str:  # Any: JSON
         lines.append(f"  staleness p50/p95/max {stale['p50']}/{stale['p95']}/{stale['max']}")
     if result["train_loss"] is not None:
         lines.append(f"  train loss {result['train_loss']:.4g}")
+    if result.get("drained"):
+        lines.append(f"  workers drained: {', '.join(result['drained'])}")
     for field, text in (
         ("workers_lost", "workers lost on the way"),
         ("refused", "parts of pushes that shards refused"),
@@ -31,6 +33,8 @@ def summary(result: Mapping[str, Any]) -> str:  # Any: JSON
     ):
         if result.get(field):
             lines.append(f"  {text}: {result[field]}")
+    if result.get("accounting", {}).get("handed_out"):
+        lines.append("  " + accounting(result["accounting"]))
     if result["eval"] is not None:
         lines.append("  " + accuracy(result["eval"]))
     lines.append(f"  {result['run_dir']}/result.json")
@@ -38,6 +42,26 @@ def summary(result: Mapping[str, Any]) -> str:  # Any: JSON
         samples = f" from {result['saved']['samples']:,.0f} samples" if result.get("saved") else ""
         lines.append(f"go on{samples} with\n  {result['resume']}")
     return "\n".join(lines)
+
+
+def accounting(found: Mapping[str, int | bool]) -> str:
+    """What became of the samples that were handed out."""
+    words = (
+        "applied",
+        "partial",
+        "refused",
+        "skipped",
+        "left_out",
+        "lost",
+        "returned",
+        "in_flight",
+    )
+    fates = [f"{found[word]:,} {word.replace('_', ' ')}" for word in words if found[word]]
+    beyond = f" - {found['beyond']:,} never handed out" if found["beyond"] else ""
+    verdict = (
+        "the shards count the same" if found["adds_up"] else "this was not confirmed by shards"
+    )
+    return f"samples handed out {found['handed_out']:,} = {' + '.join(fates)}{beyond}; {verdict}"
 
 
 def accuracy(found: Mapping[str, Any]) -> str:  # Any: JSON

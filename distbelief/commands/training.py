@@ -1,10 +1,11 @@
 """Training: what `launch` and `resume` have in common: signals, the live line, the result."""
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,10 +18,34 @@ from distbelief.terminal import outliving_output
 
 if TYPE_CHECKING:
     from distbelief.live import LiveLine
-    from distbelief.run import Stop
+    from distbelief.stop import Stop
 
 EXIT_CODES = {"done": 0, "failed": 1, "degraded": 4, "storage": 5}
 
+if TYPE_CHECKING:  # before click 8.2 it takes no parameter
+    _ParamType = click.ParamType[int | str]
+else:
+    _ParamType = click.ParamType
+
+
+class Workers(_ParamType):
+    """A number, or MIN:MAX, which is left as it is."""
+
+    name = "workers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:  # Any: as click has it
+        text = str(value)
+        if re.fullmatch(r"\d+:\d+", text):
+            return text
+        try:
+            return int(text)
+        except ValueError:
+            self.fail(f"{text!r} is neither a number nor MIN:MAX", param, ctx)
+
+
+WORKERS = Workers()
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="The last line of stdout is the result."
 )
@@ -34,7 +59,7 @@ def train(start: "Callable[[LiveLine, Stop], Result]", *, as_json: bool, plain: 
             check_environment(engine="local")  # before torch is imported
             # Here, where Ctrl-C is heeded already: this takes a second.
             from distbelief.live import LiveLine
-            from distbelief.run import Stop
+            from distbelief.stop import Stop
 
             out = sys.stderr if as_json else sys.stdout
             result = start(LiveLine(out, plain=plain or as_json), Stop())

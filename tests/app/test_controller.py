@@ -1,17 +1,27 @@
 """The controller: notes in, answers out; it knows who takes part and who trains on what."""
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from distbelief.controller import GATHER_S, POSITIONS_MAX, Controller
-from distbelief.workers.control import (
+from distbelief.controller.account import Tally
+from distbelief.controller.machine import ELASTIC_GATHER_S, GATHER_S, STALL_S, Controller
+from distbelief.controller.saves import POSITIONS_MAX
+from distbelief.workers.lease import LeaseQueue, Position
+from distbelief.workers.notes import (
+    QUARANTINED,
     Bad,
     Beat,
     Denied,
+    Drain,
     Ended,
+    Fence,
+    Fenced,
+    Find,
     Halt,
+    Leaving,
     Next,
     Noted,
     Over,
@@ -22,7 +32,6 @@ from distbelief.workers.control import (
     Where,
     Work,
 )
-from distbelief.workers.lease import LeaseQueue, Position
 
 
 class Play:
@@ -59,6 +68,14 @@ class Play:
 
     def push(self, version, name="w0", **more):
         return self.step(name, pushed=True, version=version, **more)
+
+    def fence(self, *rows, shard="shard0", inc=1):
+        """A shard beats, and does what it is told; rows: what its parts have of the worker."""
+        answer = self.say(Beat, shard, inc)
+        while isinstance(answer, Fence):
+            fields = asdict(Tally.of(rows or [(0, 0)]))
+            answer = self.say(Fenced, shard, inc, w=answer.w, of_inc=answer.inc, **fields)
+        return answer
 
     def end(self, name="w0", code="", text=""):
         return self.say(Ended, name, code=code, text=text)
@@ -148,6 +165,8 @@ def test_the_work_of_a_lost_worker_goes_to_the_others():
     play.step("w1", answered=5)
     assert play.controller.lose("w1") == 15
     assert play.controller.lost == ["w1"]
+    assert play.controller.is_settling
+    assert play.fence((5, 0), (5, 0)) == Noted()
     assert play.next("w0") == Work(epoch=0, start=25, stop=40)
     assert play.controller.progress(0.0).num_workers == 1
 
@@ -158,10 +177,11 @@ def test_nothing_is_handed_to_the_dead():
     play.where("w0")
     play.next("w0")
     play.controller.lose("w0")
-    assert play.next("w0") is None
+    assert play.next("w0") == Halt()
     assert play.step("w0", answered=20) is None
-    assert play.where("w0") is None
+    assert play.where("w0") == Halt()
     assert play.queue.done_samples == 0
+    play.fence()
     play.where("w1")
     assert play.next("w1") == Work(epoch=0, start=0, stop=20)
     assert play.controller.progress(0.0).num_workers == 1
@@ -181,6 +201,7 @@ def test_a_worker_that_ends_gives_its_work_back():
     assert play.end() == Noted()
     assert play.controller.ended == {"w0": ("", "")}
     assert play.controller.first_error is None
+    play.fence()
     assert play.next("w1") == Work(epoch=0, start=0, stop=20)
 
 
@@ -198,8 +219,32 @@ def test_a_stranger_is_counted_and_told_to_halt(wrong):
     assert play.say(Next, taken=0, **wrong) == Halt()
     assert play.say(Where, pid=1, host="h", **wrong) == Halt()
     assert play.controller.num_strangers == 2
-    assert play.controller.began_at is None
+    assert play.controller.pace.began_at is None
     assert "w0" not in play.controller.members
+
+
+def test_a_process_is_who_its_key_says():
+    play = Play(serve=False)
+    find = Find(run="job", token="secret", name="w1", inc=1)
+    for speaker in ("w0", "shard0", ""):
+        assert play.controller.handle(find, 0.0, speaker) == Halt()
+    assert play.controller.num_strangers == 3
+    assert play.controller.handle(find, 0.0, "w1") == Wait()
+    assert play.controller.num_strangers == 3
+
+
+@pytest.mark.parametrize("name", ["w0", "shard1", "shard7", "shard00", "launcher"])
+def test_nobody_serves_but_a_shard_of_the_run(name):
+    play = Play(serve=False)
+    assert play.say(Serving, name, endpoint="tcp://there:1", pid=1, host="h") == Halt()
+    assert play.controller.endpoints == {}
+    assert play.controller.num_strangers == 1
+
+
+def test_a_shard_gets_no_work():
+    play = Play()
+    assert play.where("shard0") == play.next("shard0") == Halt()
+    assert play.controller.num_strangers == 2
 
 
 def test_until_updates_stops_the_work_and_lets_what_is_begun_end():
@@ -256,7 +301,7 @@ def test_progress_tells_how_far_the_run_is():
     assert progress.samples_per_s == 5.0  # 20 in the 4 seconds since it began
     assert progress.eta_s == 36.0
     assert progress.staleness.maximum == 3
-    assert play.controller.train_s == 2.0
+    assert play.controller.pace.train_s == 2.0
     assert play.controller.progress(100.0).samples_per_s == 0
 
 
@@ -264,7 +309,7 @@ def test_before_anything_has_happened_progress_is_empty():
     progress = Play().controller.progress(5.0)
     assert (progress.samples, progress.updates, progress.loss) == (0, 0, None)
     assert (progress.samples_per_s, progress.eta_s) == (0.0, None)
-    assert Play().controller.train_s == 0.0
+    assert Play().controller.pace.train_s == 0.0
 
 
 def test_eta_of_a_number_of_updates_follows_their_pace():
@@ -280,16 +325,16 @@ def test_the_loss_is_the_mean_of_the_newest_epoch():
     for loss in (9.0, 9.0, 1.0, 2.0):
         for _ in range(5):
             play.step(samples=10, loss=loss)
-    assert play.controller.mean_loss == 1.5
+    assert play.controller.pace.mean_loss == 1.5
     play.step(samples=0, loss=0.0)  # a note that tells of answers only
-    assert play.controller.mean_loss == 1.5
+    assert play.controller.pace.mean_loss == 1.5
 
 
 def test_a_loss_weighs_by_its_samples():
     play = Play()
     play.step(samples=30, loss=1.0)
     play.step(samples=10, loss=5.0)
-    assert play.controller.mean_loss == 2.0
+    assert play.controller.pace.mean_loss == 2.0
 
 
 def test_refused_parts_are_counted_with_the_last_reason():
@@ -340,7 +385,7 @@ def test_no_work_is_handed_out_before_all_have_their_parameters():
     play.where("w0")
     play.where("w1")
     assert play.next("w1") == Wait()
-    assert play.controller.began_at is None
+    assert play.controller.pace.began_at is None
     assert not play.where("w0").initialise
     play.step("w0")  # tells that it has its parameters
     assert play.next("w1") == Work(epoch=0, start=0, stop=20)
@@ -465,7 +510,7 @@ def test_other_lengths_are_denied_and_the_run_goes_on():
 def test_a_script_that_only_looks_at_data_has_brought_no_parameters():
     play = ScriptPlay(num_workers=2)
     assert isinstance(play.ask(0, is_first=True), Work)
-    assert (play.controller.is_initialised, play.controller.began_at) == (False, None)
+    assert (play.controller.is_initialised, play.controller.pace.began_at) == (False, None)
     play.where("w0")
     assert play.where("w1").initialise
     assert play.ask(0, "w0", is_first=True) == Wait()  # the other has no parameters yet
@@ -508,7 +553,7 @@ def test_a_loss_that_is_not_known_is_not_in_the_mean():
     play = Play()
     play.step(samples=10, loss=3.0)
     play.step(samples=10, loss=0.0, knows_loss=False)
-    assert play.controller.mean_loss == 3.0
+    assert play.controller.pace.mean_loss == 3.0
 
 
 # Checkpoints
@@ -609,7 +654,7 @@ def test_after_the_last_worker_has_ended_the_position_is_exact():
 def test_a_shard_that_has_not_saved_for_hours_finds_a_position_before_its_snapshot(age_s):
     play = Saving()
     play.train(4000)
-    assert len(play.controller._positions) <= POSITIONS_MAX
+    assert len(play.controller.saves._positions) <= POSITIONS_MAX
     play.saved(age_s=float(age_s))
     trained = max(0, 10 * (4000 - age_s))
     assert play.position <= trained
@@ -635,3 +680,209 @@ def test_why_and_what_to_do_are_kept_of_what_ended():
     play = Play()
     play.say(Ended, code="DB-SCRIPT-001", text="it raised", why="line 3", fix="mend it")
     assert play.controller.explained == {"w0": ("line 3", "mend it")}
+
+
+def test_a_worker_that_is_drained_is_told_with_its_next_question():
+    play = Play()
+    play.where("w0")
+    assert isinstance(play.next("w0"), Work)
+    play.where("w1")
+    play.controller.drain("w0")
+    assert play.controller.workers()["w0"]["state"] == "leaving"
+    assert play.say(Beat, "w0") == Drain()
+    assert play.next("w0") == Drain()
+    assert play.where("w0") == Drain()
+    assert play.say(Beat, "w1") == Noted()
+
+
+def test_one_that_has_left_is_drained_and_not_lost_and_its_work_goes_on():
+    play = Play()
+    play.where("w0")
+    play.next("w0")
+    play.step("w0", answered=5)
+    assert play.say(Leaving, "w0") is None
+    for _ in range(2):  # its last word, which may come twice
+        play.say(Ended, "w0", code="", text="", is_drained=True)
+    play.fence((5, 0))
+    assert (play.controller.drained, play.controller.lost) == (["w0"], [])
+    assert play.controller.workers()["w0"]["state"] == "drained"
+    assert play.next("w1") == Work(epoch=0, start=5, stop=20)
+
+
+def test_one_that_vanishes_while_it_leaves_is_drained_too():
+    play = Play()
+    play.where("w0")
+    play.say(Leaving, "w0")
+    play.controller.lose("w0")
+    assert (play.controller.drained, play.controller.lost) == (["w0"], [])
+
+
+def test_a_name_that_is_started_again_has_no_past():
+    play = Play()
+    play.where("w0")
+    play.controller.drain("w0")
+    play.say(Leaving, "w0")
+    play.say(Ended, "w0", code="", text="", is_drained=True)
+    play.controller.admit("w0")
+    assert "w0" not in play.controller.ended
+    assert isinstance(play.say(Where, "w0", inc=2, pid=20, host="h"), Shards)
+    assert play.controller.workers()["w0"]["state"] == "training"
+
+
+def lost_with(told: int, *shards):
+    """A worker with a lease of 20, of which it has told so much, is lost; what shards have."""
+    play = Play(num_shards=len(shards))
+    play.where("w0")
+    play.next("w0")
+    play.step("w0", answered=told)
+    play.controller.lose("w0")
+    for index, rows in enumerate(shards):
+        play.fence(*rows, shard=f"shard{index}")
+    play.where("w1")
+    return play, play.next("w1"), play.controller.account
+
+
+def test_what_shards_have_of_a_lost_workers_last_push_is_not_trained_on_again():
+    play, work, account = lost_with(4, [(12, 0)], [(12, 0), (12, 0)])
+    assert work == Work(epoch=0, start=12, stop=20)
+    assert (account.applied, account.partial) == (12, 0)
+    assert play.controller.worker_samples["w0"] == 12
+    assert play.controller.adds_up
+
+
+def test_what_only_some_parts_have_is_partial_with_its_fraction():
+    play, work, account = lost_with(4, [(12, 0)], [(12, 0), (4, 0)])
+    assert work == Work(epoch=0, start=12, stop=20)
+    assert (account.applied, account.partial, account.missed) == (4, 8, 8)  # of 8 * 3
+    assert play.controller.adds_up
+
+
+def test_what_no_part_has_goes_out_again():
+    play, work, account = lost_with(4, [(4, 0)], [(4, 0)])
+    assert work == Work(epoch=0, start=4, stop=20)
+    assert (account.applied, play.queue.returned_samples) == (4, 16)
+    assert play.controller.adds_up
+
+
+def test_what_was_refused_before_its_worker_could_tell_is_refused():
+    play, work, account = lost_with(4, [(12, 8)], [(12, 8)])
+    assert work == Work(epoch=0, start=12, stop=20)
+    assert (account.applied, account.refused) == (4, 8)
+    assert play.controller.adds_up
+
+
+@pytest.mark.parametrize(
+    ("rows", "applied", "partial", "lost"),
+    [([(2, 0), (2, 0)], 2, 0, 8), ([(10, 0), (2, 0)], 2, 8, 0)],
+)
+def test_what_was_told_and_then_undone_with_a_shard_is_lost_or_partial(
+    rows, applied, partial, lost
+):
+    play, work, account = lost_with(10, *[[row] for row in rows])
+    assert work == Work(epoch=0, start=10, stop=20)
+    assert (account.applied, account.partial, account.lost) == (applied, partial, lost)
+    assert play.controller.adds_up
+
+
+def test_the_next_process_of_a_lost_worker_waits_until_it_is_known_what_that_had_done():
+    play = Play(num_shards=2)
+    play.where("w0")
+    play.next("w0")
+    play.controller.lose("w0")
+    play.fence((5, 0), shard="shard0")
+    assert play.say(Where, "w0", 2, pid=21, host="h") == Wait()
+    assert play.next("w0", inc=2) == Wait()
+    play.fence((5, 0), shard="shard1")
+    assert isinstance(play.say(Where, "w0", 2, pid=21, host="h"), Shards)
+    assert play.next("w0", inc=2) == Work(epoch=0, start=5, stop=20)
+
+
+def test_a_shard_that_was_restarted_is_told_again_who_is_gone():
+    play = Play()
+    play.where("w0")
+    play.next("w0")
+    play.controller.lose("w0")
+    assert play.fence() == Noted()
+    assert play.say(Beat, "shard0") == Noted()
+    play.say(Serving, "shard0", 2, endpoint="tcp://here:0", pid=9, host="h")
+    assert play.say(Beat, "shard0", 2) == Fence(w="w0", inc=1)
+
+
+def test_a_worker_that_has_done_all_that_it_held_needs_no_settling():
+    play = Play()
+    play.where("w0")
+    play.next("w0")
+    play.step("w0", answered=20)
+    play.end("w0")
+    assert not play.controller.is_settling
+    assert play.controller.adds_up
+
+
+def test_every_word_of_a_worker_about_its_samples_is_in_the_account():
+    play = Play()
+    play.where("w0")
+    play.next("w0")
+    play.step("w0", answered=12, partial=4, missed=8, spoiled=2, skipped=3, left_out=1)
+    account = play.controller.account
+    assert (account.applied, account.partial, account.missed, account.refused) == (6, 4, 8, 2)
+    assert (account.skipped, account.left_out) == (3, 1)
+    assert play.queue.in_flight == 4
+    play.step("w0", answered=12)  # an older note may come last
+    assert play.controller.adds_up
+    play.step("w0", answered=40)  # a script that counts for itself
+    assert account.beyond == 24
+    assert play.controller.adds_up
+
+
+def test_a_run_that_may_go_on_with_fewer_waits_for_the_others_not_for_long():
+    play = Play(num_workers=3, min_workers=2)
+    assert play.where("w0") == Wait()
+    play.now = ELASTIC_GATHER_S
+    assert play.where("w0") == Wait()
+    assert isinstance(play.where("w1"), Shards)
+
+
+def test_a_worker_that_comes_while_the_run_trains_is_welcome():
+    play = Play()
+    play.where("w0")
+    play.next("w0")
+    assert play.where("w7") == Shards(endpoints=("tcp://here:0",), initialise=False)
+    assert play.next("w7") == Work(epoch=0, start=20, stop=40)
+
+
+def test_what_was_not_heard_while_nobody_listened_is_no_silence():
+    play = Play()
+    play.where("w0")
+    play.say(Beat, "shard0", storage_error="")
+    play.controller.tick(0.0)
+    play.controller.tick(STALL_S)  # in time
+    assert play.controller.silent(300.5, patience_s=300.0) == ["w0"]
+    play.controller.tick(295.0)
+    assert play.controller.silent(301.0, patience_s=300.0) == []
+    assert play.controller.heard("shard0") == 295.0 - STALL_S
+    play.now = 300.0
+    play.say(Beat, "shard0", storage_error="")
+    play.controller.tick(300.5)
+    assert play.controller.heard("shard0") == 300.5  # not in the future
+
+
+def test_a_worker_in_quarantine_is_no_error_of_the_run_and_keeps_its_place_until_it_is_lost():
+    play = Play()
+    play.where("w0")
+    play.next("w0")
+    text = "shard 0 takes no more: w0 was refused 10 pushes in a row"
+    assert play.say(Ended, "w0", code=QUARANTINED, text=text) == Noted()
+    assert play.controller.first_error is None
+    assert "w0" not in play.controller.ended
+    assert play.controller.quarantined == {"w0": text}
+    assert play.controller.lose("w0") == 20
+
+
+def test_pushes_that_were_refused_prove_nothing():
+    play = Play()
+    play.where("w0")
+    play.step("w0", 20, 20, pushed=True, refused=2, reason="NaN")
+    assert play.controller.pushed["w0"] == 0
+    play.step("w0", 40, 20, pushed=True)
+    assert play.controller.pushed["w0"] == 1
+    assert play.controller.num_pushed == 2

@@ -145,7 +145,10 @@ REFUSED = {
     "save.every_s=-1": "save.every_s must be at least 0, got -1.0",
     "save.every_s=nan": "save.every_s must be at least 0, got nan",
     "save.keep=1": "save.keep must be at least 2, got 1",
-    "net.host=0.0.0.0": "net.host is 0.0.0.0: beyond loopback",
+    "net.host=0.0.0.0": "net.host is '0.0.0.0': name one address",
+    "net.host=::": "net.host is '::': name one address",
+    "net.host=*": "net.host is '*': name one address",
+    "net.keys=keys": "net.keys is keys, but connections over 127.0.0.1 are not encrypted",
 }
 
 
@@ -157,10 +160,32 @@ def test_a_value_that_cannot_be_is_refused_naming_field_and_value(setting, text)
     assert caught.value.code == "DB-USE-001"
 
 
-def test_listening_beyond_loopback_needs_a_word_of_consent():
-    with pytest.raises(Problem, match=r"--set net\.insecure=true"):
-        load(settings=["net.host=10.0.0.5"])
-    assert load(settings=["net.host=10.0.0.5", "net.insecure=true"]).net.insecure
+@pytest.mark.parametrize(
+    ("settings", "is_encrypted", "told"),
+    [
+        ([], False, ""),
+        (["net.host=::1"], False, ""),
+        (["net.host=127.0.0.2"], False, ""),
+        (["net.host=localhost"], False, ""),
+        (["net.insecure=true"], False, ""),
+        (["net.encrypt=true"], True, "127.0.0.1 are encrypted"),
+        (["net.host=10.0.0.5"], True, "10.0.0.5 are encrypted"),
+        (["net.host=trainer.example.org"], True, "encrypted"),
+        (["net.host=10.0.0.5", "net.insecure=true"], False, "10.0.0.5 are NOT ENCRYPTED"),
+    ],
+)
+def test_beyond_the_loopback_all_is_encrypted_unless_somebody_says_not(
+    settings, is_encrypted, told
+):
+    net = load(settings=settings).net
+    assert net.is_encrypted is is_encrypted
+    assert told in net.protection
+    assert bool(told) == bool(net.protection)
+
+
+def test_encrypted_and_insecure_at_once_is_a_mistake():
+    with pytest.raises(Problem, match="both true"):
+        load(settings=["net.encrypt=true", "net.insecure=true"])
 
 
 @pytest.mark.parametrize(
@@ -275,3 +300,13 @@ def test_a_job_is_loaded_lazily_from_the_package():
     assert "Job" in dir(distbelief)
     with pytest.raises(AttributeError, match="no attribute 'Jobs'"):
         _ = distbelief.Jobs
+
+
+def test_workers_may_be_a_range():
+    job = load(settings=["workers=2:8"])
+    assert (job.min_workers, job.workers) == (2, 8)
+    assert load(flags={"workers": "0:3"}).min_workers == 1
+    assert Job.from_toml(job.to_toml()) == job
+    assert load(settings=["workers=4"]).min_workers == 0
+    with pytest.raises(Problem, match="min_workers is 8, more than workers, which is 2"):
+        load(settings=["workers=8:2"])

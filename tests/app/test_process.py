@@ -2,7 +2,7 @@
 
 import pytest
 
-from distbelief.controller import Controller
+from distbelief.controller.machine import Controller
 from distbelief.job import Job
 from distbelief.param_server.errors import ShardUnavailable
 from distbelief.problem import Problem
@@ -31,6 +31,7 @@ def told(monkeypatch, error: Exception | None) -> tuple[str, str]:
     def be_the_worker(*_):
         if error is not None:
             raise error
+        return False
 
     monkeypatch.setattr("distbelief.process._run_worker", be_the_worker)
     controller = Controller(RUN, TOKEN, LeaseQueue(1, 1), 1)

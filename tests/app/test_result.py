@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from distbelief.controller import Progress
+from distbelief.controller.pace import Progress
 from distbelief.live import PLAIN_EVERY_S, LiveLine
 from distbelief.param_server.staleness import Staleness
 from distbelief.problem import EXIT_OF, Problem

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from distbelief.run import Stop
 from distbelief.signals import HUNG_UP, Signals, heeding, take_news
+from distbelief.stop import Stop
 
 OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

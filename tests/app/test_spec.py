@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from distbelief.keyring import Keyring
+from distbelief.param_server.secret import Secret
 from distbelief.spec import Spec
 
 SPEC = Spec(
@@ -34,6 +36,17 @@ def test_processes_are_named_by_role_and_index(role, name):
 
 def test_the_token_is_not_shown():
     assert "secret" not in repr(SPEC)
+
+
+@pytest.mark.parametrize("name", ["w1", "shard0"])
+def test_keys_and_token_get_through_its_json_and_are_not_shown(name):
+    keys = Keyring(["w0", "w1"], ["shard0"]).of(name)
+    spec = replace(SPEC, token=Secret("o7rs4eT"), keys=keys)
+    heard = Spec.from_json(spec.to_json())
+    assert heard == spec
+    secrets = [keys.mine.secret, keys.serving or "-" * 40, Secret(heard.token)]
+    for shown in (repr(heard), str(heard), f"{heard}", repr(heard.token), str(heard.keys)):
+        assert not any(str.__str__(secret) in shown for secret in secrets)
 
 
 def test_a_spec_of_another_version_is_refused():

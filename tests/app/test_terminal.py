@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from distbelief.controller import Progress
+from distbelief.controller.pace import Progress
 from distbelief.live import LiveLine
 from distbelief.param_server.staleness import Staleness
 from distbelief.terminal import outliving, outliving_output

@@ -39,7 +39,8 @@ from distbelief.param_server.protocol import as_frame
 from distbelief.param_server.schedule import Schedule
 from distbelief.param_server.update import make_rule
 from distbelief.workers.arena import Arena
-from distbelief.workers.lease import batches, epoch_order
+from distbelief.workers.lease import batches
+from distbelief.workers.order import epoch_order
 from distbelief.workers.split import Split
 from distbelief.workers.worker import loss_of
 

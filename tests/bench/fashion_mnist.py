@@ -26,7 +26,7 @@ from distbelief.factory import make_model, open_data
 from distbelief.job import DataConfig, Job, ModelConfig, TrainConfig
 from distbelief.launcher import launch
 from distbelief.param_server.layout import trainable
-from distbelief.workers.lease import epoch_order
+from distbelief.workers.order import epoch_order
 from distbelief.workers.split import Split
 from distbelief.workers.worker import loss_of
 

@@ -26,8 +26,9 @@ import zmq
 
 from distbelief.bench.window import Spread, ratios
 from distbelief.bench.work import Course, Work
-from distbelief.param_server.client import Client, Fetched, Identity
+from distbelief.param_server.client import Client, Fetched
 from distbelief.param_server.compress import Compression
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.transport import ZmqClient, ZmqServer, keep_freed_memory

@@ -78,8 +78,17 @@ def test_an_example_learns_alone_and_leaves_no_files(example, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.ray)])
-@pytest.mark.parametrize("example", EXAMPLES, indirect=True)
+def crews():
+    """Each example under each engine; the quickest of them in every run of the tests."""
+    for example in EXAMPLES:
+        for engine in ("local", "ray"):
+            marks = [pytest.mark.ray] if engine == "ray" else []
+            if engine == "ray" or "huggingface" in example:
+                marks.append(pytest.mark.long)
+            yield pytest.param(example, engine, marks=marks, id=f"{example}-{engine}")
+
+
+@pytest.mark.parametrize(("example", "engine"), list(crews()), indirect=["example"])
 @pytest.mark.integration
 def test_an_example_learns_by_four_workers(example, engine, tmp_path):
     launch = ["-m", "distbelief", "launch", example, "--engine", engine, "--workers", 4, "--json"]

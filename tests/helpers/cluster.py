@@ -7,8 +7,9 @@ from pathlib import Path
 
 import zmq
 
-from distbelief.param_server.client import Client, Identity
+from distbelief.param_server.client import Client
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Application, Shard, ShardConfig
 from distbelief.param_server.snapshot import SnapshotStore
@@ -19,6 +20,8 @@ RUN, TOKEN = "test-run", "test-token"
 
 class Cluster:
     """Shards with their endpoints; `logs[i]` are the applications of shard i in their order."""
+
+    run, token = RUN, TOKEN
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         self.context = context

@@ -10,8 +10,9 @@ from itertools import count
 import torch
 import zmq
 
-from distbelief.param_server.client import Client, Fetched, Identity
+from distbelief.param_server.client import Client, Fetched
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.layout import Layout
 from distbelief.param_server.link import Patience
 from distbelief.param_server.memory import Memory

@@ -7,9 +7,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from distbelief.controller import Progress
+from distbelief.controller.pace import Progress
 from distbelief.job import Job, load_job
 from distbelief.live import LiveLine
+from distbelief.result import Result
 
 TINY = '''
 import torch
@@ -72,10 +73,18 @@ class KillOnce:
                 os.kill(self.killed, self._number)
 
 
+def num_trained(result: Result) -> int:
+    """Samples that are in the parameters, each counted once: all of their parts, or some where
+    a worker was killed in the middle of a push."""
+    assert result.accounting["adds_up"]
+    return result.accounting["applied"] + result.accounting["partial"]
+
+
 def tiny_job(runs: Path, **changes: object) -> Job:
     """A job of the module above on digits, by subprocesses; `changes` by dotted key."""
     data = {
         "engine": "local",
+        "warm_workers": True,  # torch is imported once a run, not once a process
         "run_dir": str(runs),
         "until": "2-epochs",
         "model.factory": "tiny:Net",

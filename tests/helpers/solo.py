@@ -4,22 +4,25 @@ Every worker of the run lives in this process; `Script.be` says which one the ne
 """
 
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from distbelief.controller import Controller
-from distbelief.param_server.client import Identity
+from distbelief.controller.account import Tally
+from distbelief.controller.machine import Controller
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.server import respond
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.transport import MemoryClient
 from distbelief.param_server.wire import encode
 from distbelief.workers import session
-from distbelief.workers.control import NOTES, AnyNote, Control
+from distbelief.workers.control import Control
 from distbelief.workers.joined import Joined
 from distbelief.workers.lease import LeaseQueue, Position
+from distbelief.workers.notes import NOTES, AnyNote, Beat, Fence, Fenced, Who
 from distbelief.workers.session import WorkerInfo
 from tests.workers.jobs import RUN, TOKEN, Wire, serving
 
@@ -89,6 +92,15 @@ class Script:
         self.sessions.append(joined)
         session.set_current(joined)
         return joined
+
+    def beat(self) -> None:
+        """The shard asks whether it is still wanted, and does what it is told."""
+        who: Who = {"run": RUN, "token": TOKEN, "name": "shard0", "inc": 1}
+        answer = self.controller.handle(Beat(**who), self.now)
+        while isinstance(answer, Fence):
+            tally = asdict(Tally.of(self.shard.fence(answer.w, answer.inc)))
+            note = Fenced(**who, w=answer.w, of_inc=answer.inc, **tally)
+            answer = self.controller.handle(note, self.now)
 
     @property
     def values(self) -> Tensor:

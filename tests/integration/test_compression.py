@@ -7,8 +7,9 @@ import pytest
 import torch
 import zmq
 
-from distbelief.param_server.client import Client, Fetched, Identity
+from distbelief.param_server.client import Client, Fetched
 from distbelief.param_server.compress import BLOCK, Compression, Scratch, encode_, frame_bytes
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.link import Patience
 from distbelief.param_server.protocol import REQUESTS, Push
 from distbelief.param_server.server import ShardServer

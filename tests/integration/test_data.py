@@ -181,7 +181,7 @@ def tiny(split):
 
 def missing_in_workers(split):
     import sys
-    if sys.argv[0].endswith("process.py"):
+    if sys.argv[0].endswith(("process.py", "zygote.py")):
         raise FileNotFoundError("/mnt/data is not mounted here")
     return Rows(101)
 """

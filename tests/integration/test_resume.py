@@ -11,11 +11,10 @@ from distbelief.folder import RunFolder
 from distbelief.launcher import launch, resume
 from distbelief.problem import Problem
 from distbelief.result import Result
-from distbelief.run import Stop
+from distbelief.stop import Stop
 from tests.helpers.runs import TINY, Watch, tiny_job
 
 DIGITS = 1437
-NUM_STOPS = 20
 
 
 class StopAt(Watch):
@@ -70,14 +69,15 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(user_folder: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_twenty_stops_at_random_moments_lose_nothing(user_folder: Path):
+@pytest.mark.parametrize("num_stops", [6, pytest.param(20, marks=pytest.mark.long)])
+def test_stops_at_random_moments_lose_nothing(user_folder: Path, num_stops: int):
     chance = random.Random(7)
     job = tiny_job(
         user_folder / "runs",
         **{"until": "1000-epochs", "shards": 1, "model.factory": "tiny:Slow", "save.every_s": 1.0},
     )
     result = start(job, StopAt(samples=1))
-    for _ in range(NUM_STOPS):
+    for _ in range(num_stops):
         # From the first moment of starting up to the middle of training.
         before = result
         result = go_on(before, job, StopAt(after_s=chance.uniform(0.0, 4.5)))
@@ -92,7 +92,7 @@ def test_twenty_stops_at_random_moments_lose_nothing(user_folder: Path):
         assert result.unfinished == 0 or trained == 0
     num_epochs = result.samples // DIGITS + 1
     result = go_on(result, replace(job, until=f"{num_epochs}-epochs"), StopAt())
-    assert (result.exit, result.attempt) == ("done", NUM_STOPS + 2)
+    assert (result.exit, result.attempt) == ("done", num_stops + 2)
     assert result.samples == num_epochs * DIGITS
     assert result.unfinished == 0
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 import zmq
 
-from distbelief.param_server.client import Client, Fetched, Identity
+from distbelief.param_server.client import Client, Fetched
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.link import Patience
 from distbelief.param_server.memory import is_supported
 from distbelief.param_server.server import ShardServer

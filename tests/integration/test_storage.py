@@ -60,7 +60,7 @@ def test_a_disk_that_fills_up_in_a_run_is_said_and_ends_with_the_storage_code(us
     text = (user_folder / "tiny.py").read_text()
     fill = (
         "\nimport os, sys\n"
-        "if 'distbelief.process' in sys.argv[0] or 'process.py' in sys.argv[0]:\n"
+        "if sys.argv[0].endswith(('process.py', 'zygote.py')):\n"
         "    try:\n"
         "        with open('disk/filler', 'wb', buffering=0) as file:\n"
         "            while file.write(bytes(4096)):\n"

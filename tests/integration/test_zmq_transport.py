@@ -12,8 +12,9 @@ import pytest
 import torch
 import zmq
 
-from distbelief.param_server.client import Client, Fetched, Identity
+from distbelief.param_server.client import Client, Fetched
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.link import Patience
 from distbelief.param_server.protocol import REPLIES, Fetch, Hello, Refusal, encode
 from distbelief.param_server.server import ShardServer
@@ -392,3 +393,20 @@ def test_a_port_that_somebody_listens_at_is_refused_and_nothing_stays_open(conte
 def test_an_address_of_another_machine_is_refused(context):
     with pytest.raises(OSError, match="Cannot assign requested address"):
         ZmqServer(context, "203.0.113.7")  # of no machine: kept for documents
+
+
+def test_no_reply_is_refused_to_a_peer_that_reads_them_all():
+    """Before it looked a second time, the server refused one in 600 such replies."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with (
+        contextlib.closing(ZmqServer(context)) as server,
+        contextlib.closing(ZmqClient(context)) as client,
+    ):
+        client.connect(0, server.endpoint)
+        for _ in range(6000):
+            client.send(0, [b"x" * 200])
+            received = server.recv(10.0)
+            assert received is not None
+            assert server.send(received[0], [b"y" * 200]) is not None
+            assert client.recv(10.0) is not None
+    context.term()

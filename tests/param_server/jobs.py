@@ -1,15 +1,17 @@
 """Small jobs for the tests of this folder: a layout of three parts, shards, messages, a client."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distbelief.param_server.buffers import BufferLayout
-from distbelief.param_server.client import Client, Identity
+from distbelief.param_server.client import Client
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.identity import Identity
+from distbelief.param_server.image import ShardImage
 from distbelief.param_server.layout import PART_MAX, Entry, Group, Layout
 from distbelief.param_server.link import Patience
 from distbelief.param_server.protocol import (
@@ -251,32 +253,54 @@ class Cluster:
     num_workers: int = 1
     applied: list[Application] = field(default_factory=list)
     budget: int = 2**20
+    saves: bool = False
+    """A shard saves as soon as somebody waits for that."""
 
     def __post_init__(self) -> None:
         self.time = FakeTime()
-        self.shards = [
-            Shard(
-                ShardConfig(
-                    run=RUN,
-                    token=TOKEN,
-                    index=index,
-                    num_shards=self.num_shards,
-                    num_workers=self.num_workers,
-                    budget=self.budget,
-                ),
-                on_apply=self.applied.append,
-            )
-            for index in range(self.num_shards)
-        ]
+        self.images: dict[int, ShardImage] = {}
+        """What each shard has saved last."""
+        self.shards = [self._make(index, 1) for index in range(self.num_shards)]
         self.endpoints = [f"memory-{index}" for index in range(self.num_shards)]
         self.handlers = {
-            endpoint: self._handler(shard)
-            for endpoint, shard in zip(self.endpoints, self.shards, strict=True)
+            endpoint: self._handler(index) for index, endpoint in enumerate(self.endpoints)
         }
 
-    def _handler(self, shard: Shard):
+    def _make(self, index: int, epoch: int) -> Shard:
+        config = ShardConfig(
+            run=RUN,
+            token=TOKEN,
+            index=index,
+            num_shards=self.num_shards,
+            num_workers=self.num_workers,
+            budget=self.budget,
+            epoch=epoch,
+        )
+        shard = Shard(config, self.images.get(index), on_apply=self.applied.append)
+        shard.is_stalled = not self.saves
+        return shard
+
+    def save(self, index: int) -> None:
+        """Save a shard."""
+        image = self.shards[index].image()
+        tensors = [{n: t.clone() for n, t in part.tensors.items()} for part in image.parts]
+        parts = [replace(p, tensors=t) for p, t in zip(image.parts, tensors, strict=True)]
+        image.release()
+        self.images[index] = replace(image, parts=tuple(parts), pins=())
+        self.shards[index].mark_durable(image)
+
+    def restart(self, index: int) -> Shard:
+        """Kill a shard; another process goes on from what it has saved."""
+        self.shards[index] = self._make(index, self.shards[index].config.epoch + 1)
+        return self.shards[index]
+
+    def _handler(self, index: int):
         def handle(peer, frames):
+            shard = self.shards[index]
             reply = respond(shard, peer, frames, 0.0)
+            if self.saves and shard.is_waited_for and shard.is_ready:
+                shard.is_waited_for = False
+                self.save(index)
             sent = [encode(reply.message), *map(bytes, reply.payload)]
             reply.release()
             return sent
@@ -294,6 +318,7 @@ class Cluster:
         transport: MemoryClient | None = None,
         token: str = TOKEN,
         endpoints: Sequence[str] | None = None,
+        **more: Any,
     ) -> Client:
         return Client(
             transport or self.transport(),
@@ -303,6 +328,7 @@ class Cluster:
             Patience(retry_s=1.0, give_up_s=5.0, pause_s=0.05),
             self.time.clock,
             self.time.sleep,
+            **more,
         )
 
     def started(self, contract: Contract, values: Tensor, w: str = "w0", **more) -> Client:

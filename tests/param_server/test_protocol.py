@@ -111,6 +111,7 @@ def test_every_status_is_explained():
         "dup",
         "spent",
         "nonfinite",
+        "norm",
         "numel",
         "form",
         "checksum",

@@ -40,6 +40,7 @@ class Wire:
     """A server transport: what arrives, what was sent, and whether it has gone out."""
 
     endpoint = "list"
+    speaker = None
 
     def __init__(self):
         self.inbox, self.sent = [], []
@@ -58,6 +59,9 @@ class Wire:
             return None
         self.sent.append((peer, [bytes(frame) for frame in frames]))
         return self
+
+    def bound_intake(self, allowance):
+        return 0
 
     def close(self):
         pass

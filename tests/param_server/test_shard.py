@@ -74,6 +74,7 @@ def test_the_first_hello_brings_the_contract_and_is_told_the_parts():
         version=(0, 0, 0),
         samples=(0, 0, 0),
         bseq=(0, 0, 0),
+        restored=(0, 0, 0),
         credits=32,
     )
     assert repr(shard) == "<Shard 0/1 epoch 1 [parts: 3, version: 0, workers: 1]>"
@@ -241,7 +242,7 @@ def test_a_new_incarnation_begins_with_seq_1_and_its_forerunner_counts_as_anothe
         ({"inc": 0}, "hello"),
         ({"inc": 2}, "hello"),
         ({"ep": 0}, "epoch"),
-        ({"ep": 2}, "epoch"),
+        ({"ep": 2}, "deposed"),
     ],
 )
 def test_a_message_that_does_not_fit_the_hello_is_refused(changed, code):
@@ -811,6 +812,8 @@ def test_a_query_is_answered_with_json():
         "version": [1, 1, 1],
         "samples": [5, 5, 5],
         "counts": {"applied": 3},
+        "lost_double_fault": 0,
+        "refused_in_a_row": {},
         "staleness": {"counts": [[0, 3]], "steady_pushes": 0, "steady_sum": 0},
         "workers": {"w0": {"inc": 1, "heard": 12.5}, "w1": {"inc": 1, "heard": 0.0}},
     }

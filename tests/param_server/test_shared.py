@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from distbelief.param_server.backup import VECTORS_MAX
 from distbelief.param_server.memory import Memory, is_supported
 from distbelief.param_server.part import Heap
 from distbelief.param_server.protocol import SHARED, Ack, Hello, Leave, Push, Refusal, encode
@@ -108,7 +109,7 @@ def test_a_part_that_the_model_has_not_has_no_gradient(shared, worker):
     assert shared.gradients(b"b", push_of(), LAYOUT) is None
 
 
-@pytest.mark.parametrize("more", [-1, 1, STEP])
+@pytest.mark.parametrize("more", [-1, 1, -STEP, (VECTORS_MAX + 1) * STEP])
 def test_memory_of_another_size_is_not_taken(shared, more, caplog):
     memory = Memory.create("worker", worker_bytes(LAYOUT) + more)
     assert shared.attach(b"a", memory.address, LAYOUT) == ""
@@ -315,7 +316,7 @@ def test_a_push_on_the_old_connection_of_a_worker_that_came_back_changes_nothing
         ("junk", "with 0 frames", {"place": 4}),
         ("junk", "with 0 frames", {"place": VECTORS * STEP}),
         ("part", "hosts no part 3", {"part": (0, 1, 3)}),
-        ("epoch", "is in epoch 1", {"ep": 2}),
+        ("epoch", "is in epoch 1", {"ep": 0}),
         ("hello", "has not said hello", {"w": "w1"}),
         ("hello", "has not said hello", {"inc": 2}),
         ("token", "this is run", {"run": "another"}),
@@ -381,12 +382,16 @@ class Idle:
     """A server transport where nothing comes."""
 
     endpoint = "idle"
+    speaker = None
 
     def recv(self, timeout_s):
         return None
 
     def send(self, peer, frames):
         return None
+
+    def bound_intake(self, allowance):
+        return 0
 
     def close(self):
         pass

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 
 from distbelief.param_server.buffers import BufferLayout
 from distbelief.param_server.errors import SnapshotCorrupt, SnapshotFailed
+from distbelief.param_server.protocol import Sync
+from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.snapshot import MANIFEST, TENSORS, SnapshotStore
 from distbelief.param_server.update import Adam
@@ -23,11 +25,13 @@ from tests.param_server.jobs import (
     TOKEN,
     Peer,
     make_contract,
+    make_layout,
     numbers,
     ready_shard,
     state_of,
     values_of,
 )
+from tests.param_server.test_shared import Idle
 
 CONTRACT = make_contract(rule=Adam(), buffers=BUFFERS)
 
@@ -233,7 +237,7 @@ def test_a_flipped_bit_anywhere_is_seen_and_the_older_snapshot_used(store, name)
     file = newer / name
     whole = file.read_bytes()
     rng = random.Random(3)
-    for _ in range(300):
+    for _ in range(1000):
         damaged = bytearray(whole)
         bit = rng.randrange(8 * len(whole))
         damaged[bit // 8] ^= 1 << bit % 8
@@ -262,6 +266,27 @@ def test_a_truncated_or_lengthened_file_is_seen(store, name):
         store.load(newer.name)
 
 
+def test_a_snapshot_cut_at_every_4_kib_is_seen_and_says_which_file_and_what_digest(store):
+    contract = make_contract(make_layout(("w", (60_000,), 0)))
+    shard, [peer] = ready_shard(contract)
+    save(shard, store)
+    expected = values_of(shard).clone()
+    peer.push_all(torch.ones(60_000), 1)
+    newer = save(shard, store)
+    whole = (newer / TENSORS).read_bytes()
+    assert len(whole) > 240_000
+    for length in range(0, len(whole), 4096):
+        (newer / TENSORS).write_bytes(whole[:length])
+        found = store.latest()
+        assert found is not None
+        image, [wrong] = found
+        assert str(newer / TENSORS) in wrong
+        assert "SHA-256" in wrong
+        assert f"size {length}, written {len(whole)}" in wrong
+        values = torch.cat([part.tensors["values"] for part in image.parts])
+        assert torch.equal(values, expected)
+
+
 def rewrite(path, change):
     """A manifest with a right digest and a wrong body."""
     manifest = json.loads((path / MANIFEST).read_text())
@@ -274,9 +299,9 @@ def rewrite(path, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda body: body.update(format=2), "format 2, this version reads 1"),
-        (lambda body: body["file"].update(name="../../x"), "names a file elsewhere"),
-        (lambda body: body["file"].update(name="/etc/passwd"), "names a file elsewhere"),
+        (lambda body: body.update(format=1), "format 1, this version reads 2"),
+        (lambda body: body["file"].update(name="../../x"), "is no name of a file of ours"),
+        (lambda body: body["file"].update(name="/etc/passwd"), "is no name of a file of ours"),
         (lambda body: body.pop("parts"), "KeyError"),
         (lambda body: body.update(contract="{}"), "RemoteProtocolError"),
     ],
@@ -303,15 +328,15 @@ def test_no_whole_snapshot_is_an_error_and_not_a_fresh_start(store):
 
 
 class NoSpace:
-    """A call that works `times` times, and then says that the disk is full."""
+    """A call that works `times` times, and then says that the disk is full, or worse."""
 
-    def __init__(self, real, times):
-        self.real, self.left = real, times
+    def __init__(self, real, times, number=errno.ENOSPC):
+        self.real, self.left, self.number = real, times, number
 
     def __call__(self, *args):
         self.left -= 1
         if self.left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.number, os.strerror(self.number))
         return self.real(*args)
 
 
@@ -337,6 +362,51 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_half_done(
     assert not any(name.startswith(".") for name in names)
     assert restored(store, epoch=3)[1] == []
     assert save(shard, store).name.startswith("e000002")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.EDQUOT, errno.EACCES])
+@pytest.mark.parametrize("call", ["save_file", "os.fsync"])
+def test_training_goes_on_while_a_disk_fails_and_acknowledgements_say_what_is_durable(
+    store, monkeypatch, call, number
+):
+    shard, [peer] = ready_shard()
+    clock = [0.0]
+    config = SnapshotConfig(every_s=1.0)
+    server = ShardServer(shard, Idle(), store, config, lambda: clock[0])
+
+    def go_on(seq):
+        ack = peer.push_all(numbers(seed=seq), seq)
+        assert set(ack.status) == {"applied"}
+        clock[0] += 2.0
+        server.look()
+        if server._saver is not None:
+            server._saver.join()
+        server.look()
+        return ack
+
+    def sync():
+        return peer.ask(Sync(**peer.who, wants=False))
+
+    go_on(1)
+    assert sync().durable == (1, 1, 1)
+    assert not sync().is_stalled
+    [before] = store.names()
+    with monkeypatch.context() as patched:
+        real = os.fsync if call == "os.fsync" else save_file
+        failing = NoSpace(real, 0, number)
+        patched.setattr(f"distbelief.param_server.snapshot.{call}", failing)
+        for seq in range(2, 6):
+            assert go_on(seq).durable == (1, 1, 1)
+        assert sync().is_stalled
+        assert server.storage_error is not None
+        assert os.strerror(number) in server.storage_error
+        assert str(store.folder) in server.storage_error
+        assert store.names() == [before]
+    go_on(6)
+    assert not sync().is_stalled
+    assert sync().durable == (6, 6, 6)
+    assert restored(store)[1] == []
+    assert not server.storage_error
 
 
 def test_a_full_disk_leaves_the_snapshot_before(store):
@@ -374,3 +444,24 @@ def test_what_a_killed_process_left_half_written_is_swept_up(store):
     assert store.names() == []
     path = save(shard, store)
     assert os.listdir(store.folder) == [path.name]
+
+
+def test_a_link_in_place_of_what_was_written_is_not_followed(store, tmp_path):
+    _, newer, _ = two_snapshots(store)
+    (newer / TENSORS).rename(tmp_path / "elsewhere")
+    (newer / TENSORS).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SnapshotCorrupt, match="is a link to"):
+        store.load(newer.name)
+    found = store.latest()
+    assert found is not None
+    assert "is a link to" in found[1][0]
+    newer.rename(tmp_path / "moved")
+    newer.symlink_to(tmp_path / "moved")
+    with pytest.raises(SnapshotCorrupt, match="is a link to"):
+        store.load(newer.name)
+
+
+@pytest.mark.parametrize("name", ["..", "/etc", "a/b", ""])
+def test_a_snapshot_is_loaded_from_its_folder_alone(store, name):
+    with pytest.raises(SnapshotCorrupt, match="is no name of a file of ours"):
+        store.load(name)

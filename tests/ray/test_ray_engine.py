@@ -5,13 +5,36 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
+
+import ray
 
 from distbelief.launcher import launch
-from tests.helpers.runs import KillOnce, Watch, tiny_job
+from tests.helpers.runs import KillOnce, Watch, num_trained, tiny_job
+from tests.helpers.secrets import Secrets
 
 
-def test_a_run_by_ray_trains_every_sample_and_evaluates(user_folder):
-    result = launch(tiny_job(user_folder / "runs", engine="ray"), live=Watch())
+def test_an_encrypted_run_by_ray_trains_every_sample_and_shows_no_secret(user_folder, monkeypatch):
+    """Ray writes down much of what it does. Its state API was looked at by hand: SECURITY.md."""
+    secrets = Secrets(monkeypatch)
+    sessions: set[str] = set()
+
+    def look(progress):
+        if sessions or not progress.samples:
+            return
+        secrets.look_at_processes(user_folder / "runs")
+        node: Any = ray._private.worker._global_node
+        sessions.add(node.get_session_dir_path())
+
+    job = tiny_job(user_folder / "runs", **{"engine": "ray", "net.encrypt": True})
+    result = launch(job, live=Watch(look))
+    (session,) = sessions
+    assert secrets.look_at_files(Path(session)) > 10
+    assert secrets.look_at_files(user_folder / "runs") > 10
+    assert len(secrets.known) == 7
+    assert {"w0", "w1", "shard0", "shard1"} <= secrets.seen
+    assert secrets.found == []
     assert (result.exit, result.error, result.engine) == ("done", None, "ray")
     assert result.samples == 2 * 1437
     assert result.eval is not None
@@ -26,8 +49,28 @@ def test_kill_9_of_a_ray_worker_ends_normally_and_says_so(user_folder):
     result = launch(tiny_job(user_folder / "runs", **changes), live=watch)
     assert kill.killed is not None
     assert (result.exit, result.error, result.workers_lost) == ("done", None, 1)
-    assert result.samples >= 2 * 1437
+    assert num_trained(result) == 2 * 1437
     assert any(text.startswith("worker w1 is lost") for text in watch.said)
+
+
+def test_a_shard_that_ray_lost_is_back_with_all_that_was_acknowledged(user_folder):
+    kill = KillOnce(user_folder / "runs", "shard1", after_samples=400)
+    changes = {"engine": "ray", "model.factory": "tiny:Slow", "train.batch_size": 16}
+    result = launch(tiny_job(user_folder / "runs", **changes), live=Watch(kill))
+    assert kill.killed is not None
+    assert (result.exit, result.error) == ("done", None)
+    assert (result.shard_restarts, result.lost_double_fault) == (1, 0)
+    assert result.samples == 2 * 1437
+
+
+def test_the_controller_of_a_run_by_ray_is_back_where_it_was(user_folder):
+    kill = KillOnce(user_folder / "runs", "controller", after_samples=400)
+    changes = {"engine": "ray", "model.factory": "tiny:Slow", "train.batch_size": 16}
+    result = launch(tiny_job(user_folder / "runs", **changes), live=Watch(kill))
+    assert kill.killed is not None
+    assert (result.exit, result.error, result.controller_restarts) == ("done", None, 1)
+    assert (result.workers_lost, result.shard_restarts, result.samples) == (0, 0, 2 * 1437)
+    assert result.accounting["adds_up"] is True
 
 
 def test_an_address_without_a_cluster_is_a_problem_not_a_traceback(user_folder):

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from distbelief.controller import Controller
+from distbelief.controller.machine import Controller
 from distbelief.param_server.buffers import BufferLayout
-from distbelief.param_server.client import Client, Identity
+from distbelief.param_server.client import Client
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.layout import Group, layout_of, trainable
 from distbelief.param_server.link import Patience
 from distbelief.param_server.protocol import REQUESTS, Push, as_tensor
@@ -22,8 +23,9 @@ from distbelief.param_server.transport import MemoryClient
 from distbelief.param_server.update import SGD, Rule
 from distbelief.param_server.wire import encode
 from distbelief.workers.comm import Comm
-from distbelief.workers.control import NOTES, AnyNote, Control, Serving
+from distbelief.workers.control import Control
 from distbelief.workers.downpour import Downpour, DownpourConfig
+from distbelief.workers.notes import NOTES, AnyNote, Serving
 
 RUN, TOKEN = "job", "secret"
 PATIENCE_S = 30.0

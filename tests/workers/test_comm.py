@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from distbelief.param_server.client import Client, Identity
+from distbelief.param_server.client import Client
 from distbelief.param_server.errors import LocalError, Refused, ShardUnavailable
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.link import Patience, Ticket
 from distbelief.workers.comm import Comm, Inline
 from tests.workers.jobs import RUN, TOKEN, Servers, Wire, contract_of

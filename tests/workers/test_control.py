@@ -4,18 +4,19 @@ from collections import deque
 from typing import Any
 
 import hypothesis.strategies as st
+import msgpack
 import pytest
 from hypothesis import given
 
 from distbelief.param_server.errors import RemoteProtocolError
+from distbelief.param_server.place import NAME
 from distbelief.param_server.wire import encode
-from distbelief.workers.control import (
+from distbelief.workers.control import Control, ControllerGone
+from distbelief.workers.notes import (
     ANSWERS,
     NOTES,
     Bad,
     Beat,
-    Control,
-    ControllerGone,
     Denied,
     Ended,
     Halt,
@@ -32,7 +33,8 @@ from distbelief.workers.control import (
 
 NUMBER = st.integers(0, 2**53 - 1)
 TEXT = st.text(st.characters(codec="utf-8"), max_size=50)
-WHO = {"run": TEXT, "token": TEXT, "name": TEXT, "inc": NUMBER}
+NAMES = st.from_regex(NAME, fullmatch=True)
+WHO = {"run": NAMES, "token": TEXT, "name": NAMES, "inc": NUMBER}
 ME: dict[str, Any] = {"run": "job", "token": "secret", "name": "w0", "inc": 1}
 NOTE = st.one_of(
     st.builds(Where, **WHO, pid=NUMBER, host=TEXT, num_samples=NUMBER, digest=TEXT),
@@ -94,6 +96,13 @@ def test_every_answer_survives_the_wire(answer):
     assert ANSWERS.decode(encode(answer)) == answer
 
 
+@pytest.mark.parametrize("name", ["", "W0", "../w0", "w0\n", "<b>", "w" * 65, "w 0", ".w0"])
+def test_a_note_of_a_name_that_could_be_more_than_a_name_is_refused(name):
+    packed = msgpack.packb({"v": 1, "op": "find", **ME, "name": name})
+    with pytest.raises(RemoteProtocolError, match="names must match"):
+        NOTES.decode(packed)
+
+
 def test_the_token_is_not_shown():
     assert "secret" not in repr(Next(**ME, taken=0))
 
@@ -145,7 +154,7 @@ def beat() -> Beat:
 def beat_until(line: Line, control: Control, end: float) -> None:
     while line.now < end:
         line.now += 0.1
-        control.is_told(beat(), 0.2, Halt)
+        control.hear(beat(), 0.2)
 
 
 def test_ask_gives_the_answer():
@@ -199,21 +208,21 @@ def test_until_refuses_an_answer_of_another_kind():
         Line(Noted()).control().until(Next(**ME, taken=0), Work)
 
 
-def test_is_told_does_not_wait_and_sends_at_its_pace():
+def test_hear_does_not_wait_and_sends_at_its_pace():
     line = Line(Noted(), Noted(), Halt())
     control = line.control()
     told = []
     for _ in range(40):
         line.now += 0.05
-        told.append(control.is_told(beat(), 0.2, Halt))
-        if told[-1]:
+        told.append(control.hear(beat(), 0.2))
+        if told[-1] == Halt():
             break
-    assert told.count(True) == 1
+    assert [answer for answer in told if answer] == [Noted(), Noted(), Halt()]
     assert len(line.sent) == 3
     assert 0.6 <= line.now < 1.0
 
 
-def test_is_told_raises_when_nobody_has_answered_for_too_long():
+def test_hear_raises_when_nobody_has_answered_for_too_long():
     line = Line(Noted())
     control = line.control(give_up_s=10)
     with pytest.raises(ControllerGone, match="the-endpoint is silent"):
@@ -234,7 +243,7 @@ def test_notes_to_a_controller_that_is_gone_do_not_pile_up():
 def test_a_lost_beat_is_made_up_for():
     line = Line(None, Halt())
     control = line.control()
-    while not control.is_told(beat(), 0.2, Halt):
+    while control.hear(beat(), 0.2) is None:
         line.now += 0.1
         assert line.now < 10
     assert len(line.sent) == 2
@@ -244,5 +253,5 @@ def test_the_answer_to_a_beat_is_not_taken_for_the_answer_to_a_question():
     line = Line(Noted(), Work(epoch=0, start=0, stop=1))
     control = line.control()
     line.now = 1.0
-    assert not control.is_told(beat(), 0.2, Halt)  # its answer is on the way
+    assert control.hear(beat(), 0.2) is None  # its answer is on the way
     assert control.ask(Next(**ME, taken=0)) == Work(epoch=0, start=0, stop=1)

@@ -2,13 +2,16 @@
 
 import gzip
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from distbelief.workers.data import open_split
-from distbelief.workers.embedded import Tensors
+from distbelief.workers.embedded import Tensors, open_digits
 from distbelief.workers.split import Split
 
 
@@ -50,9 +53,9 @@ def test_digits_are_split_once_and_for_all():
     assert train.inputs.shape == (1437, 1, 8, 8)
     assert train.inputs.dtype == torch.float32
     assert train.targets.dtype == torch.int64
-    assert train.targets.tolist()[:10] == [3, 9, 1, 3, 1, 9, 4, 4, 2, 8]
-    assert digest(train) == "93317b9e405c0f9c"
-    assert digest(test) == "bafdc24d520140d8"
+    assert train.targets.tolist()[:10] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert digest(train) == "856a4a37389066f1"
+    assert digest(test) == "349af238d2baf5cc"
 
 
 def test_the_splits_of_digits_are_stratified():
@@ -161,6 +164,20 @@ def test_a_broken_gzip_file_is_refused_with_its_path(folder, content):
         load(f"fashion-mnist:{folder}", "train")
 
 
+def test_what_unpacks_to_more_than_it_says_is_not_unpacked(folder):
+    """A bomb: 100 MB of zeros in 100 kB, where 10 images were announced."""
+    content = idx(np.zeros((10, 28, 28), np.uint8)) + bytes(100_000_000)
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content, 1))
+    del content
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="holds 7841 bytes of data, its header"):
+            load(f"fashion-mnist:{folder}", "train")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_images_and_labels_of_different_number_are_refused(folder):
     write(folder, labels=idx(np.zeros(9, np.uint8)))
     with pytest.raises(ValueError, match=f"{folder}: 10 images but 9 labels in train"):
@@ -182,3 +199,23 @@ def test_files_without_a_single_image_are_refused(folder):
 def test_missing_files_are_named_with_what_to_install(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no t10k-images-idx3-ubyte.* apt-get install"):
         load(f"fashion-mnist:{tmp_path}", "test")
+
+
+def test_the_test_digits_are_those_of_scikit_learns_stratified_split():
+    images, targets = load_digits(return_X_y=True)
+    parts = train_test_split(images, targets, test_size=360, stratify=targets, random_state=0)
+    train, test, _, labels = parts
+    ours = open_digits("test", 0)
+    expected = sorted(map(tuple, ((test - train.mean()) / train.std()).astype("float32").tolist()))
+    got = ours.samples.read(range(360))
+    assert got.targets.bincount().tolist() == torch.tensor(labels).bincount().tolist()
+    rows = sorted(map(tuple, got.inputs.view(360, 64).tolist()))
+    assert torch.tensor(rows).allclose(torch.tensor(expected), atol=1e-6)
+
+
+def test_digits_are_read_without_their_library_and_the_same_with_it(monkeypatch):
+    fast = open_digits("train", 0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    slow = open_digits("train", 0)
+    assert fast.digest == slow.digest
+    assert fast.samples.read([0, 1436]).inputs.equal(slow.samples.read([0, 1436]).inputs)

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from distbelief.workers.embedded import split_of
 from distbelief.workers.feed import Batch, Feed, default_loaders, move, read_all
-from distbelief.workers.lease import Lease, epoch_order
+from distbelief.workers.lease import Lease
+from distbelief.workers.order import epoch_order
 from distbelief.workers.own import Rows, Stream
 from distbelief.workers.pixels import BadSample, Pictures
 from distbelief.workers.split import Split

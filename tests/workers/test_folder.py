@@ -1,6 +1,7 @@
 """Folders of images: which are the classes, which the splits, and what is missing."""
 
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,17 @@ def test_a_file_that_is_too_large_is_a_bad_sample(tmp_path):
     with (tmp_path / "cat" / "0.png").open("r+b") as file:
         file.truncate(256 * 2**20 + 1)
     assert split.samples.read([0]).bad == ((f"{tmp_path}/cat/0.png", "larger than 256 MiB"),)
+
+
+def test_what_is_no_file_is_a_bad_sample_and_nobody_waits_for_it(tmp_path):
+    animals(tmp_path, "cat")
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "cat" / "zero.png").symlink_to("/dev/zero")
+    read = opened(tmp_path).samples.read(range(4))
+    assert len(read.targets) == 2
+    assert read.bad == tuple(
+        (f"{tmp_path}/cat/{name}.png", "not a file") for name in ("pipe", "zero")
+    )
 
 
 def test_digests_tell_names_and_classes_apart_but_not_where_the_folder_is(tmp_path):

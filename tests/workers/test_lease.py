@@ -7,7 +7,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from distbelief.workers.lease import Lease, LeaseQueue, Position, batches, epoch_order
+from distbelief.workers.lease import Lease, LeaseQueue, Position, batches
+from distbelief.workers.order import epoch_order
 
 WORKERS = ("w0", "w1", "w2")
 

@@ -10,8 +10,8 @@ from torch.utils.data import IterableDataset, SequentialSampler, TensorDataset
 
 import distbelief.script  # noqa: F401 - sets the session of a script that is alone
 from distbelief.workers import session
-from distbelief.workers.lease import epoch_order
 from distbelief.workers.loader import DataLoader
+from distbelief.workers.order import epoch_order
 from tests.helpers.solo import Numbers, Script
 
 
@@ -169,7 +169,7 @@ def test_a_look_at_the_data_before_the_model_is_made_brings_no_parameters():
         script.be()
         next(iter(DataLoader(Numbers(10), 4, shuffle=True)))
         assert not script.controller.is_initialised
-        assert script.controller.began_at is None
+        assert script.controller.pace.began_at is None
 
 
 def test_two_iterations_at_a_time_are_refused():

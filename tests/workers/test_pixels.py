@@ -131,6 +131,13 @@ def test_what_cannot_be_read_is_named_with_the_reason(data, text):
     assert str(caught.value).startswith("a/b.jpg: ")
 
 
+@pytest.mark.parametrize("size", [(9_500, 9_500), (200_000, 200_000)])
+def test_bombs_are_refused_also_where_pillow_was_told_to_take_them(monkeypatch, size):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(BadSample, match="more than 89,478,485 pixels"):
+        decode(bomb(*size), 8, "x")
+
+
 def test_flipped_bytes_give_an_image_or_a_bad_sample_and_nothing_else():
     generator = np.random.default_rng(1)
     for form in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from distbelief.param_server.errors import Refused
 from distbelief.workers import session
-from distbelief.workers.control import Beat, Halt, Next, Noted, Stepped
 from distbelief.workers.downpour import Downpour
 from distbelief.workers.joined import BEAT_S, TOLD_MAX
 from distbelief.workers.loader import DataLoader
+from distbelief.workers.notes import Beat, Halt, Next, Noted, Stepped
 from distbelief.workers.session import Stopped, WorkerInfo, worker
 from tests.helpers.solo import Numbers, Script, linear
 
@@ -193,9 +194,32 @@ def test_a_lost_worker_gives_back_what_it_had_not_finished():
         for _ in range(3):
             first.step(next(batches))
         assert script.controller.lose("w0") == SIZE  # a lease is of four batches
+        script.beat()
         second.epoch()
         assert script.queue.done_samples == 40
         assert script.controller.worker_samples == {"w0": 12, "w1": 28}
+        script.be(0)
+        batch = next(batches)
+        with pytest.raises(Refused, match="w0 incarnation 1 was replaced"):  # it is a ghost
+            first.step(batch)
+
+
+def test_a_script_that_is_drained_is_ended_and_what_it_has_accrued_is_pushed():
+    with Script(2) as script:
+        first = Trainer(script, n_push=3)
+        joined = script.be(0)
+        batches = iter(first.loader)
+        for _ in range(2):
+            first.step(next(batches))
+        joined._is_leaving = lambda: True
+        with pytest.raises(Stopped):
+            first.step(next(batches))
+        assert joined.is_drained
+        assert joined.is_stopped
+        joined.end()
+        assert script.controller.is_leaving("w0")
+        assert next(iter(script.shard.parts.values())).samples == 3 * SIZE
+        assert script.queue.done_samples == 3 * SIZE
 
 
 def test_the_samples_of_a_position_are_gone_on_from():
@@ -278,7 +302,7 @@ def test_a_loss_that_is_known_is_told_and_one_that_is_nan_does_no_harm():
             trainer.optimizer.step(closure, samples=SIZE)
         told = [(note.loss, note.knows_loss) for note in trainer.stepped[1:]]
         assert told == [(0.5, True), (0.0, False), (0.0, False)]
-        assert script.controller.mean_loss == 0.5
+        assert script.controller.pace.mean_loss == 0.5
 
 
 def test_a_loader_that_somebody_else_put_around_the_sampler_is_named():

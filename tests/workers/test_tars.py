@@ -96,6 +96,19 @@ def test_a_range_names_every_shard(tmp_path):
         open_tars(str(tmp_path / "s-{000..004}.tar"), "train", 4)
 
 
+def test_so_many_samples_are_too_many_for_one_tar(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "MAX_SAMPLES", 3)
+    assert len(opened(shard(tmp_path / "three.tar", 0, 1, 2))) == 3
+    with pytest.raises(ValueError, match=r"four\.tar holds more than 3 samples"):
+        opened(shard(tmp_path / "four.tar", 0, 1, 2, 3))
+
+
+def test_a_name_that_is_a_book_is_refused(tmp_path):
+    path = write(tmp_path / "s.tar", sample("k" * 5000, 0), tarfile.GNU_FORMAT)
+    with pytest.raises(ValueError, match="a name of 5000 characters: kkkk"):
+        opened(path)
+
+
 def test_split_in_the_pattern_stands_for_its_name(tmp_path):
     for number in (0, 1):
         shard(tmp_path / f"train-{number}.tar", number, 5)

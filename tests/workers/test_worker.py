@@ -9,15 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distbelief.controller import Controller
-from distbelief.param_server.client import Identity
+from distbelief.controller.machine import Controller
 from distbelief.param_server.errors import DistBeliefError
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.update import make_rule
 from distbelief.workers import downpour as downpour_module
-from distbelief.workers.control import Denied, Next, Stepped
 from distbelief.workers.downpour import DownpourConfig
 from distbelief.workers.embedded import Tensors, split_of
-from distbelief.workers.lease import LeaseQueue, epoch_order
+from distbelief.workers.lease import LeaseQueue
+from distbelief.workers.notes import Beat, Denied, Next, Stepped
+from distbelief.workers.order import epoch_order
 from distbelief.workers.own import Rows
 from distbelief.workers.split import Read
 from distbelief.workers.worker import NonFiniteLoss, Worker, WorkerConfig, loss_of
@@ -99,8 +100,8 @@ def test_a_worker_trains_until_it_is_told_to_halt():
     assert queue.done_samples == scene.samples_applied == 6 * 96
     outputs = scene.models[0](scene.images.inputs)
     assert float((outputs.argmax(1) == scene.images.targets).float().mean()) > 0.9
-    assert scene.controller.mean_loss is not None
-    assert scene.controller.mean_loss < 0.5
+    assert scene.controller.pace.mean_loss is not None
+    assert scene.controller.pace.mean_loss < 0.5
     assert scene.controller.updates == len(scene.servers.pushes)
 
 
@@ -139,10 +140,10 @@ def test_the_controller_is_told_every_loss_once(downpour):
     told = []
     handle = scene.controller.handle
 
-    def watch(note, now):
+    def watch(note, now, speaker=None):
         if isinstance(note, Stepped):
             told.append((note.samples, note.loss))
-        return handle(note, now)
+        return handle(note, now, speaker)
 
     scene.controller.handle = watch  # type: ignore[method-assign]  # a listener on the line
     scene.worker(0).run()
@@ -206,7 +207,7 @@ def test_a_worker_that_comes_too_late_ends_at_once():
 
 def test_a_stranger_is_told_to_halt():
     scene = Scene()
-    scene.controller._token = "another"
+    scene.controller.token = "another"
     scene.worker(0).run()
     assert scene.controller.num_strangers == 1
     assert scene.servers.shards[0].contract is None
@@ -356,10 +357,10 @@ def test_a_bad_sample_is_counted_only_when_the_batches_before_it_were_answered()
     told = []
     handle = scene.controller.handle
 
-    def watch(note, now):
+    def watch(note, now, speaker=None):
         if isinstance(note, Stepped):
-            told.append((note.answered, scene.servers.samples_pushed))
-        return handle(note, now)
+            told.append((note.answered + note.left_out, scene.servers.samples_pushed))
+        return handle(note, now, speaker)
 
     scene.controller.handle = watch  # type: ignore[method-assign]  # a listener on the line
     scene.worker(0).run()
@@ -406,7 +407,7 @@ def test_what_the_controller_denies_is_an_error():
     scene = Scene()
     handle = scene.controller.handle
 
-    def deny(note, now):
+    def deny(note, now, speaker=None):
         return Denied(text="no, because") if isinstance(note, Next) else handle(note, now)
 
     scene.controller.handle = deny  # type: ignore[method-assign]  # an answer of its own
@@ -434,3 +435,62 @@ def test_a_worker_needs_whole_batches(name):
     changed: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         replace(WorkerConfig(), **changed)
+
+
+def test_a_drained_worker_pushes_what_has_accrued_and_gives_the_rest_back():
+    scene = Scene(downpour=DownpourConfig(n_push=4), epochs=1)
+    worker = scene.worker(0)
+    worker._is_leaving = lambda: worker._samples >= 24  # in the middle of the second lease
+    worker.run()
+    assert worker.is_drained
+    assert [push.samples for push in scene.servers.pushes] == [8, 20]  # 3 steps of 4
+    assert scene.controller.is_leaving("w0")
+    assert scene.controller.queue.done_samples == scene.samples_applied == 28
+    assert scene.controller.queue.give_back("w0") == 12
+
+
+@pytest.mark.parametrize("when", ["before it has joined", "while it trains"])
+def test_a_worker_that_the_controller_drains_leaves(when):
+    scene = Scene(epochs=1000)
+    if when == "before it has joined":
+        scene.controller.drain("w0")
+    else:
+        handle = scene.controller.handle
+
+        def watch(note, now, speaker=None):
+            if scene.controller.queue.done_samples >= 20:
+                scene.controller.drain("w0")
+            return handle(note, now, speaker)
+
+        scene.controller.handle = watch  # type: ignore[method-assign]  # a listener on the line
+    worker = scene.worker(0)
+    worker.run()
+    assert worker.is_drained is (when == "while it trains")
+    assert scene.controller.queue.done_samples < 200
+
+
+def test_a_worker_asks_between_two_steps_whether_it_is_to_leave():
+    """Also in a long lease: not only with the next one."""
+    scene = Scene(epochs=1, batch_size=1)
+    now = [0.0]
+
+    def clock():
+        now[0] += 0.2
+        return now[0]
+
+    worker = scene.worker(0)
+    worker._clock, worker._beaten_at = clock, 0.0
+    handle = scene.controller.handle
+    beats: list[Beat] = []
+
+    def watch(note, now, speaker=None):
+        if isinstance(note, Beat):
+            beats.append(note)
+            scene.controller.drain("w0")
+        return handle(note, now, speaker)
+
+    scene.controller.handle = watch  # type: ignore[method-assign]  # a listener on the line
+    worker.run()
+    assert worker.is_drained
+    assert len(beats) == 1
+    assert scene.samples_applied == 2  # the second look is 0.5 s after the first
