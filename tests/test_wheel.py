@@ -18,6 +18,7 @@ MAPPING = {
     "distbelief/bench": "distbelief/bench",
     "distbelief/chaos": "distbelief/chaos",
     "distbelief/commands": "distbelief/commands",
+    "distbelief/controller": "distbelief/controller",
     "distbelief/model": "model",
     "distbelief/workers": "workers",
     "distbelief/param_server": "param_server",

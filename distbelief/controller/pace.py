@@ -51,6 +51,7 @@ class Pace:
             return
         self.begin(now)
         self._times.append((now, samples))
+        self._forget(now)
         if loss is not None:
             self._losses.append((loss, samples))
             self._num_losses += samples
@@ -72,10 +73,14 @@ class Pace:
 
     def rate(self, now: float) -> float:
         """Samples a second."""
-        while self._times and now - self._times[0][0] > RATE_WINDOW_S:
-            self._times.popleft()
+        self._forget(now)
         if self.began_at is None:
             return 0.0
         # Early in a run the window is not full yet: count from its beginning.
         seconds = min(RATE_WINDOW_S, now - self.began_at)
         return sum(n for _, n in self._times) / seconds if seconds > 0.5 else 0.0
+
+    def _forget(self, now: float) -> None:
+        """Here and not only where the rate is read: nobody reads it in the controller's process."""
+        while self._times and now - self._times[0][0] > RATE_WINDOW_S:
+            self._times.popleft()

@@ -8,6 +8,7 @@ import pytest
 
 from distbelief.controller.account import Tally
 from distbelief.controller.machine import ELASTIC_GATHER_S, GATHER_S, STALL_S, Controller
+from distbelief.controller.pace import Pace
 from distbelief.controller.saves import POSITIONS_MAX
 from distbelief.workers.lease import LeaseQueue, Position
 from distbelief.workers.notes import (
@@ -310,6 +311,15 @@ def test_before_anything_has_happened_progress_is_empty():
     assert (progress.samples, progress.updates, progress.loss) == (0, 0, None)
     assert (progress.samples_per_s, progress.eta_s) == (0.0, None)
     assert Play().controller.pace.train_s == 0.0
+
+
+def test_steps_are_forgotten_where_nobody_reads_the_rate():
+    """As in the controller's process: its launcher's copy is what is looked at."""
+    pace = Pace()
+    for now in range(1000):
+        pace.step(1, 1.0, 10, float(now))
+    assert len(pace._times) <= 6
+    assert pace.rate(999.0) == pytest.approx(6 / 5)
 
 
 def test_eta_of_a_number_of_updates_follows_their_pace():
