@@ -19,6 +19,7 @@ MAPPING = {
     "distbelief/chaos": "distbelief/chaos",
     "distbelief/commands": "distbelief/commands",
     "distbelief/controller": "distbelief/controller",
+    "distbelief/monitor": "distbelief/monitor",
     "distbelief/model": "model",
     "distbelief/workers": "workers",
     "distbelief/param_server": "param_server",
