@@ -192,6 +192,14 @@ def quiet(fleet: Fleet) -> Finding:
             text = f"All {num} workers push."
         return Finding("quiet", "info", "", "run", text, "", "well")
     worst = max(1.0, math.ceil(float(levels.max()) * 10) / 10)
+    watched = np.flatnonzero(fleet.view("status") == WATCH)
+    if len(watched):
+        i = max(watched.tolist(), key=lambda i: _level(fleet, i))
+        level = _level(fleet, i)
+        text = f"{_id(fleet.names[i])} is {level:.1f}x staler; it counts as slow if that lasts."
+        return Finding(
+            "quiet", "info", fleet.names[i], "worker", _cut(text), "", "watched", ratio=level
+        )
     who = f"All {num}" if num == len(fleet) else f"All {num} active"
     text = f"{who} workers within {worst:.1f}x of fair share."
     return Finding("quiet", "info", "", "run", text, "", "well", ratio=worst)
@@ -231,7 +239,7 @@ def shard_of(fleet: Fleet, i: int) -> int | None:
 
 def _of_loss(facts: Facts) -> Iterable[Finding]:
     if facts.bad_loss:
-        text = f"Loss is not a number, first at {_id(facts.bad_loss)}: resume from a checkpoint, lower lr."
+        text = f"Loss became NaN, first at {_id(facts.bad_loss)}: resume with a lower lr."
         yield Finding(
             "loss:nan",
             "error",
@@ -264,7 +272,9 @@ def _of_loss(facts: Facts) -> Iterable[Finding]:
 def _of_storage(shards: Shards) -> Iterable[Finding]:
     for item in shards.items:
         if item.storage_error:
-            text = f"{_id(item.name)} cannot save ({item.storage_error[:40]}): make room, or mend the disk."
+            text = (
+                f"{_id(item.name)} cannot save ({item.storage_error[:40]}): make room on its disk."
+            )
             yield Finding(
                 f"storage:{item.name}",
                 "error",
@@ -283,7 +293,7 @@ def _of_law(fleet: Fleet, shards: Shards) -> Iterable[Finding]:
         return
     parts, mean, should = law
     if mean > LAW * should + slack(fleet, parts, len(shards.items)):
-        text = f"Staleness counters disagree (mean {mean:.3g}, law {should:.3g}): numbers may be wrong."
+        text = f"Counters disagree (mean staleness {mean:.3g}, law {should:.3g}): please report it."
         yield Finding(
             "law",
             "error",
@@ -307,9 +317,9 @@ def _of_silence(now: float, facts: Facts) -> list[Finding]:
     heard, told = facts.heard_at, facts.told_at
     if heard is not None and now - heard > SILENT_S and facts.is_training:
         if told is not None and now - told < SILENT_S:
-            text = f"No report of any worker or shard for {_for(now - heard)}: look at the monitor's feed."
+            text = f"No report of a worker or shard for {_for(now - heard)}: see the monitor's log."
         else:
-            text = f"Nothing was heard for {_for(now - heard)}: look whether the run still goes on."
+            text = f"Nothing was heard for {_for(now - heard)}: see distbelief status."
         return [
             Finding(
                 "silence",
@@ -350,7 +360,7 @@ def _of_shards_gone(now: float, shards: Shards) -> Iterable[Finding]:
         if status == "lost":
             text = f"{_id(item.name)} is down: pushes wait until it is back; see distbelief logs."
         elif status == "silent":
-            text = f"{_id(item.name)} has not reported for {_for(now - item.heard_at)}: look at its node."
+            text = f"{_id(item.name)} is silent for {_for(now - item.heard_at)}: look at its node."
         else:
             continue
         yield Finding(
@@ -368,7 +378,7 @@ def _of_shards_gone(now: float, shards: Shards) -> Iterable[Finding]:
 def _of_hot_shards(now: float, shards: Shards, hot: set[int]) -> Iterable[Finding]:
     if hot and len(hot) == len(shards.items):
         busy = 100 * min(shards.items[s].busy_share for s in hot)
-        text = f"All {len(hot)} shards are the bottleneck ({busy:.0f} % busy): add shards, or fewer workers."
+        text = f"All {len(hot)} shards are the bottleneck ({busy:.0f} % busy): add shards."
         if len(hot) == 1:
             text = f"The only shard is the bottleneck ({busy:.0f} % busy): add one with --shards 2."
         yield Finding(
@@ -435,12 +445,12 @@ def _of_idle(now: float, fleet: Fleet) -> list[Finding]:
 def _of_stopped(now: float, fleet: Fleet) -> Iterable[Finding]:
     status = fleet.view("status")
     for word, code, severity in (("down", DOWN, "error"), ("stalled", STALLED, "warn")):
-        rows = np.flatnonzero(status == code)
-        if not len(rows):
+        rows = [int(i) for i in np.flatnonzero(status == code)]
+        if not rows:
             continue
         by_node: dict[str, list[int]] = {}
         for i in rows:
-            by_node.setdefault(fleet.hosts[i], []).append(int(i))
+            by_node.setdefault(fleet.hosts[i], []).append(i)
         sizes = _sizes(fleet)
         for node, members in by_node.items():
             if (
@@ -474,7 +484,7 @@ def _stopped(now: float, fleet: Fleet, i: int, word: str, severity: str) -> Find
         lag = fleet.lag[i]
         behind = f", {lag:.0f} updates behind" if lag == lag else ""
         idle = _for(now - fleet.pushed_at[i])
-        text = f"{name} has not pushed for {idle}{behind}: py-spy dump --pid {fleet.pid[i]} shows where."
+        text = f"{name} has not pushed for {idle}{behind}: py-spy dump --pid {fleet.pid[i]}."
         action = f"py-spy dump --pid {fleet.pid[i]}"
     level = float(fleet.ratio[i])
     return Finding(
@@ -506,7 +516,9 @@ def _of_slow(now: float, fleet: Fleet, hot: set[int]) -> Iterable[Finding]:
             shard = fleet.shard_names[s]
             if s in hot:
                 continue  # that one is told of the shard
-            text = f"{name} is {level:.1f}x staler than its share; it waits for {_id(shard)}: look at the way there."
+            text = (
+                f"{name} is {level:.1f}x staler; it waits for {_id(shard)}: look at the way there."
+            )
             yield Finding(
                 f"slow:{fleet.names[i]}",
                 "warn",
@@ -546,7 +558,7 @@ def _of_slow(now: float, fleet: Fleet, hot: set[int]) -> Iterable[Finding]:
             continue
         if why is None:
             action = "look at what else runs there"
-            text = f"{name} is {level:.1f}x staler than its share for {lasts}, in no one phase: {action}."
+            text = f"{name} is {level:.1f}x staler for {lasts}, in no one phase: {action}."
         else:
             action = ACTIONS[why.phase, "worker"]
             text = (

@@ -211,6 +211,50 @@ class Block:
         return np.ascontiguousarray(self.cells[:, order].T)
 
 
+TRAIL_BIN_S, TRAIL_BINS = 5, 180
+TRAIL_PAIRS_MAX = 40_000
+"""Pairs of a shard and a worker above which none is kept: 14 MB."""
+
+
+class Trail:
+    """Staleness of each worker at each shard in the last quarter of an hour, 360 bytes a pair."""
+
+    def __init__(self) -> None:
+        self.cells: Codes = np.zeros((TRAIL_BINS, 0, 0), np.uint16)
+        self.stamp = np.full(TRAIL_BINS, -1, np.int64)
+
+    def add(self, second: int, stale: Floats) -> None:
+        """stale: [shards, workers], NaN where it is not known."""
+        if stale.size > TRAIL_PAIRS_MAX:
+            return
+        shards, workers = stale.shape
+        old = self.cells.shape
+        if shards > old[1] or workers > old[2]:
+            # Room for half as many again: workers come one by one.
+            room = max(old[1], shards), max(old[2], workers * 3 // 2)
+            cells = np.zeros((TRAIL_BINS, *room), np.uint16)
+            cells[:, : old[1], : old[2]] = self.cells
+            self.cells = cells
+        index = second // TRAIL_BIN_S
+        place = index % TRAIL_BINS
+        if self.stamp[place] != index:
+            self.cells[place] = 0
+            self.stamp[place] = index
+        line = self.cells[place, :shards, :workers]
+        np.maximum(line, encode(stale), out=line)
+
+    def read(self, shard: int, row: int, start: float, end: float) -> tuple[list[float], Floats]:
+        """(begin of each bin, values)."""
+        if shard >= self.cells.shape[1] or row >= self.cells.shape[2]:
+            return [], np.zeros(0)
+        last = math.ceil(end / TRAIL_BIN_S)
+        first = max(math.floor(start / TRAIL_BIN_S), last - TRAIL_BINS)
+        bins = np.arange(first, max(first, last), dtype=np.int64)
+        place = bins % TRAIL_BINS
+        codes = np.where(self.stamp[place] == bins, self.cells[place, shard, row], 0)
+        return [float(b * TRAIL_BIN_S) for b in bins], decode(codes)
+
+
 class Curves:
     """Of the whole run; see the top of this file."""
 
