@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distbelief.monitor.fleet import DOWN, SLOW, STALLED, Fleet
+from distbelief.monitor.fleet import DOWN, SLOW, STALLED, WATCH, Fleet
 from distbelief.monitor.shards import Shards
 from distbelief.monitor.source import PHASES, Json
 
