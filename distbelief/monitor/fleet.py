@@ -214,7 +214,7 @@ class Fleet:
         """Mean round trip of a push, or of a fetch where there is no push."""
         self.recent: Floats = np.full((0, KEPT_STEPS), np.nan)
         self._width = 0
-        self._advanced_at: float | None = None
+        self.advanced_at: float | None = None
         self._resize(64)
 
     def __len__(self) -> int:
@@ -438,7 +438,7 @@ class Fleet:
     def advance(self, now: float, is_training: bool = True) -> Ints:
         """Lag, ratio and status of all. Returns: rows whose status has changed."""
         num = len(self.names)
-        last, self._advanced_at = self._advanced_at, now
+        last, self.advanced_at = self.advanced_at, now
         gap = 1.0 if last is None else now - last
         if gap > 3.0:
             self._shift(gap - 1.0)
@@ -557,7 +557,7 @@ class Fleet:
         """What History keeps of a second; lag is inf for a worker that is down."""
         num = len(self.names)
         a = slice(0, num)
-        now = self._advanced_at or 0.0
+        now = self.advanced_at or 0.0
         lag = np.fmax(self.lag[a], self.new_stale[a])
         status = self.status[a]
         lag[status == DOWN] = np.inf

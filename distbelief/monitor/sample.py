@@ -142,6 +142,21 @@ class PushSample:
             kept = [kept[i * len(kept) // room] for i in range(room)] if room else []
         return sorted(hot + kept, key=lambda item: item[3])
 
+    def dump(self) -> Floats:
+        """[n, 6]: the second, whether it is hot, and the item."""
+        lines = [
+            (s.at, hot, *item)
+            for s in self._seconds
+            for hot, items in ((0, s.kept), (1, s.hot))
+            for item in items
+        ]
+        return np.array(lines, np.float64).reshape(-1, 6)
+
+    def load(self, lines: Floats) -> None:
+        """As it was dumped."""
+        for at, hot, row, lag, norm, when in lines.tolist():
+            self.add(int(at), int(row), lag, norm, when, bool(hot))
+
 
 def ranks(values: Floats) -> Floats:
     """From 0; equal values share the mean of theirs."""
