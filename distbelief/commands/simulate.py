@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 import click
 
 from distbelief.commands.run_argument import json_line
-from distbelief.problem import Problem
 
 WARM_S = 30.0
 """Nothing is counted before."""
@@ -88,17 +87,17 @@ def simulate_command(
     """
     num, factor = _stragglers(straggler, workers)
     if n_fetch % n_push:
-        raise Problem(
-            "DB-USE-002",
-            f"--n-fetch {n_fetch} is no multiple of --n-push {n_push}",
-            fix="such as --n-fetch 10 --n-push 5",
+        raise click.UsageError(
+            f"--n-fetch {n_fetch} is no multiple of --n-push {n_push}"
+            + "; "
+            + "such as --n-fetch 10 --n-push 5"
         )
     work = workers * shards * (minutes * 60 + WARM_S) / (step_s * n_push)
     if work > WORK_MAX:
-        raise Problem(
-            "DB-USE-002",
-            f"that are {work / 1e6:.1f} million pushes at shards, more than {WORK_MAX / 1e6:.0f}",
-            fix=f"fewer minutes: --minutes {max(0.5, minutes * WORK_MAX / work):.1f}",
+        raise click.UsageError(
+            f"that are {work / 1e6:.1f} million pushes at shards, more than {WORK_MAX / 1e6:.0f}"
+            + "; "
+            + f"fewer minutes: --minutes {max(0.5, minutes * WORK_MAX / work):.1f}"
         )
     usual = (workers, shards, n_fetch, n_push, minutes, step_s, noise, seed)
     without = _play(*usual, 0, 1.0).updates_per_s if num else None
@@ -114,10 +113,10 @@ def _stragglers(text: str, workers: int) -> tuple[int, float]:
         return 0, 1.0
     match = _STRAGGLER.fullmatch(text)
     if match is None or int(match[1]) > workers or float(match[2]) <= 0:
-        raise Problem(
-            "DB-USE-002",
-            f"--straggler {text[:40]!r} is not NxFACTOR with at most {workers} of them",
-            fix="such as --straggler 1x6: one worker that takes six times as long",
+        raise click.UsageError(
+            f"--straggler {text[:40]!r} is not NxFACTOR with at most {workers} of them"
+            + "; "
+            + "such as --straggler 1x6: one worker that takes six times as long"
         )
     return int(match[1]), float(match[2])
 
@@ -155,10 +154,10 @@ def _play(
     for _ in simulation.until(WARM_S + minutes * 60):
         pass
     if not simulation.updates:
-        raise Problem(
-            "DB-USE-002",
-            f"no push was applied in {minutes:g} minutes",
-            fix="--minutes must be many times as long as a step",
+        raise click.UsageError(
+            f"no push was applied in {minutes:g} minutes"
+            + "; "
+            + "--minutes must be many times as long as a step"
         )
     counts = simulation.counts
     share = sum(simulation.by_worker.get(name, 0) for name in slow) / max(1, num)
@@ -202,7 +201,7 @@ def _text(e: Expected) -> str:
         f"{e.workers} workers, {e.shards} shard{'s' * (e.shards > 1)}, n_fetch {e.n_fetch}, "
         f"n_push {e.n_push}, {e.seconds / 60:g} simulated minutes",
         f"staleness    p50 {e.p50} ({e.p50 / fair:.1f}x)  p95 {e.p95} ({e.p95 / fair:.1f}x)  "
-        f"p99 {e.p99} ({e.p99 / fair:.1f}x)  max {e.max} ({e.max / fair:.1f}x)  fair share {e.law:g}",
+        f"p99 {e.p99} ({e.p99 / fair:.1f}x)  max {e.max} ({e.max / fair:.1f}x)  fair {e.law:g}",
         f"mean         {e.mean:.2f}; the law says {e.law:g} ({off:+.2f} %)",
         f"throughput   {e.updates_per_s:.1f} updates/s",
     ]

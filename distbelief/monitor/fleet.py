@@ -435,13 +435,15 @@ class Fleet:
 
     # What follows, once a second.
 
-    def advance(self, now: float, is_training: bool = True) -> Ints:
-        """Lag, ratio and status of all. Returns: rows whose status has changed."""
+    def advance(self, now: float, is_training: bool = True, *, is_deaf: bool = False) -> Ints:
+        """Lag, ratio and status of all. Returns: rows whose status has changed.
+
+        is_deaf: no report comes at all, so that silence says nothing of a worker."""
         num = len(self.names)
         last, self.advanced_at = self.advanced_at, now
         gap = 1.0 if last is None else now - last
-        if gap > 3.0:
-            self._shift(gap - 1.0)
+        if gap > 3.0 or is_deaf:
+            self._shift(gap if is_deaf else gap - 1.0)
         a = slice(0, num)
         pushed = ~np.isnan(self.pushed_at[a])
         limit = self.stall_limit()

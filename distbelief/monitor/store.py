@@ -56,6 +56,8 @@ SERIES = (
 )
 JUDGE_S = 5.0
 """Between two looks of the diagnosis, unless a status changes."""
+DEAF_S = 3.0
+"""No report of anybody for so long: it is the feed, not the workers."""
 WINDOW_S = 60.0
 LOSS_S = 20.0
 """Time constant of the smooth loss."""
@@ -241,7 +243,9 @@ class Store:
             return
         self._second, self.now = second, max(self.now, now)
         self.rows.grow(len(self.fleet))
-        changed = self.fleet.advance(now, self.is_training)
+        is_deaf = self.reported_at is None or now - self.reported_at > DEAF_S
+        # While nobody is heard, nobody is late.
+        changed = self.fleet.advance(now, self.is_training and not is_deaf, is_deaf=is_deaf)
         active = self.fleet.is_active()
         steps = self.fleet.view("step_s")[active]
         steps = steps[~np.isnan(steps)]
