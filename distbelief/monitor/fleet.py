@@ -69,6 +69,8 @@ _TOLD = {
     "given-up": TOLD_LOST,
 }
 
+_IS_PART = np.array([s not in (STALLED, DOWN, LEFT) for s in range(len(STATUSES))])
+_IS_ALIVE = np.array([s not in (STARTING, DOWN, LEFT) for s in range(len(STATUSES))])
 _NAN = math.nan
 _COLUMNS: dict[str, tuple[type, float]] = {
     "inc": (np.int64, -1),
@@ -406,7 +408,10 @@ class Fleet:
         self.version[s] = min(float(r.version), HUGE)
         if not r.w:
             return None
-        rows = np.array([self.row(name) for name in r.w], np.int64)
+        get = self.rows.get
+        rows = np.array([get(name, -1) for name in r.w], np.int64)
+        for k in np.flatnonzero(rows < 0).tolist():
+            rows[k] = self.row(r.w[k])
         inc = np.minimum(np.array(r.w_inc, np.float64), HUGE).astype(np.int64)
         known = rows >= 0
         known[known] = inc[known] >= self.inc[rows[known]]
@@ -636,7 +641,7 @@ class Fleet:
         """Workers that take part: they have pushed, and are not down, stalled or gone."""
         status = self.view("status")
         pushed = ~np.isnan(self.view("pushed_at"))
-        result: Bools = pushed & ~np.isin(status, (STALLED, DOWN, LEFT))
+        result: Bools = pushed & _IS_PART[status]
         return result
 
     def medians(self, of: Bools | None = None) -> dict[str, float | None]:
@@ -666,7 +671,7 @@ class Fleet:
     @property
     def num_alive(self) -> int:
         status = self.view("status")
-        return int((~np.isin(status, (STARTING, DOWN, LEFT))).sum())
+        return int(_IS_ALIVE[status].sum())
 
     def by_status(self) -> dict[str, int]:
         counts = np.bincount(self.view("status"), minlength=len(STATUSES))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distbelief.monitor.events import KEPT
-from distbelief.monitor.history import METRICS, runs_of
+from distbelief.monitor.history import runs_of
 from distbelief.monitor.source import Json
 from distbelief.monitor.store import Store
 
@@ -109,10 +109,10 @@ class Recording:
                 try:
                     stamp, place = _places(chunk["stamp"], ring.tier.num_bins)
                     width = min(num, chunk["lag"].shape[1])
-                    for metric in METRICS:
+                    for metric, table in ring.cells.items():
                         # A worker that came later has no loss yet; elsewhere 0 says so.
-                        ring.cells[metric][place] = np.nan if metric == "loss" else 0
-                        ring.cells[metric][place, :width] = chunk[metric][:, :width]
+                        table[place] = np.nan if metric == "loss" else 0
+                        table[place, :width] = chunk[metric][:, :width]
                     ring.stamp[place] = stamp
                 except DAMAGED as error:
                     self._damaged(path, error)

@@ -873,7 +873,9 @@ class Store:
 
 def _kept_shard(view: ShardView) -> Json:
     values = {f.name: getattr(view, f.name) for f in fields(view)}
-    return {k: list(v) if isinstance(v, deque) else v for k, v in values.items()}
+    values["rates"] = list(view.rates)
+    values["applied"] = [one.tolist() for one in view.applied]
+    return values
 
 
 def _shard_view(item: Json) -> ShardView:
@@ -883,7 +885,7 @@ def _shard_view(item: Json) -> ShardView:
         if name == "rates":
             view.rates.extend((float(t), int(n)) for t, n in value)
         elif name == "applied":
-            view.applied.extend(tuple(map(float, one)) for one in value)
+            view.applied.extend(np.array(one, np.float64) for one in value)
         else:
             setattr(view, name, math.nan if value is None else value)
     return view
