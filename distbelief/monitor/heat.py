@@ -47,23 +47,16 @@ def heatmap(
     if metric == "seconds":
         age = rows_of.block("age", start, end, now).columns(cols).pick(order)
         cells = np.where(cells == DOWN, DOWN, age)
-    at = lag.t0 + (np.arange(cells.shape[1]) + 1) * lag.bin_s - 1
-    shift = np.log2(fair_at(curves, at, fleet.fair)) * STEPS if metric == "ratio" else 0.0
-    # Codes are logarithms, so a division by the fair share is a difference.
-    with np.errstate(invalid="ignore"):
-        power = (cells.astype(np.float32) - FIRST - shift) / STEPS + history.LO
-    code = np.clip(np.round((power - lo) / (hi - lo) * 253) + 2, 2, 255)
-    code = np.where(cells == history.ZERO, 2, code)
-    data = np.where(cells == 0, 0, np.where(cells == DOWN, 256, code)).astype(np.uint16)
+    # The worst of several is chosen among codes: less is left to be converted.
     ids = [fleet.names[i] for i in names]
     nodes = [fleet.hosts[i] for i in names]
     if group == "worst":
-        worst = np.argsort(-data.sum(axis=1, dtype=np.int64), kind="stable")[:rows]
-        data = data[worst]
+        worst = np.argsort(-cells.sum(axis=1, dtype=np.int64), kind="stable")[:rows]
+        cells = cells[worst]
         ids, nodes = [ids[i] for i in worst], [nodes[i] for i in worst]
     elif group == "node" and not node and len(ids) > ALONE:
-        data, begins = merge(
-            data,
+        cells, begins = merge(
+            cells,
             [n for i, n in enumerate(nodes) if not i or nodes[i - 1] != n],
             [i for i, n in enumerate(nodes) if not i or nodes[i - 1] != n],
         )
@@ -75,9 +68,16 @@ def heatmap(
         labels = [
             ids[i] if i == j else f"{ids[i]}..{ids[j]}" for i, j in zip(first, last, strict=True)
         ]
-        data, ids = merge(data, labels, first)
+        cells, ids = merge(cells, labels, first)
         nodes = [nodes[i] for i in first]
-    out = np.where(data == 256, 1, data).astype(np.uint8)
+    at = lag.t0 + (np.arange(cells.shape[1]) + 1) * lag.bin_s - 1
+    shift = np.log2(fair_at(curves, at, fleet.fair)) * STEPS if metric == "ratio" else 0.0
+    # Codes are logarithms, so a division by the fair share is a difference.
+    with np.errstate(invalid="ignore"):
+        power = (cells.astype(np.float32) - FIRST - shift) / STEPS + history.LO
+    code = np.clip(np.round((power - lo) / (hi - lo) * 253) + 2, 2, 255)
+    code = np.where(cells == history.ZERO, 2, code)
+    out = np.where(cells == 0, 0, np.where(cells == DOWN, 1, code)).astype(np.uint8)
     return Heatmap(
         rows=len(ids),
         cols=out.shape[1],
@@ -92,10 +92,10 @@ def heatmap(
 
 
 def merge(
-    data: NDArray[np.uint16], labels: list[str], begins: list[int]
+    cells: NDArray[np.uint16], labels: list[str], begins: list[int]
 ) -> tuple[NDArray[np.uint16], list[str]]:
     """The worst of some rows that lie together, by where each group of them begins."""
-    return np.maximum.reduceat(data, begins, axis=0), labels
+    return np.maximum.reduceat(cells, begins, axis=0), labels
 
 
 def fair_at(curves: Curves, at: NDArray[np.int64], now: float | None) -> NDArray[np.float64]:

@@ -73,54 +73,50 @@ class _Ring:
         self.tier = tier
         self.stamp = np.full(tier.num_bins, -1, np.int64)
         """Which bin of all time lies in a place: unix time / bin_s."""
-        self.cells = {m: self._cells(m, width) for m in METRICS}
+        # zeros, not full: what is never written takes no memory.
+        self.codes: Codes = np.zeros((tier.num_bins, len(METRICS) - 1, width), np.uint16)
+        self.loss = np.zeros((tier.num_bins, width), np.float16)
         self.now = -1
-        self.open = {m: np.full(width, np.nan) for m in METRICS}
+        self.open = np.full((len(METRICS), width), np.nan)
         """The bin that is not closed yet, as values; down is inf."""
 
-    def _cells(self, metric: str, width: int) -> NDArray[Any]:  # Any: codes, or float16 for loss
-        shape = (self.tier.num_bins, width)
-        # zeros, not full: what is never written takes no memory. 0 is no loss; see `write`.
-        return np.zeros(shape, np.float16 if metric == "loss" else np.uint16)
+    @property
+    def cells(self) -> dict[str, NDArray[Any]]:  # Any: codes, or float16 for loss
+        """[bins, workers] of each metric; views."""
+        return {m: self.codes[:, i] for i, m in enumerate(METRICS[:-1])} | {"loss": self.loss}
 
     def grow(self, width: int) -> None:
-        for metric, old in self.cells.items():
-            new = self._cells(metric, width)
-            used = np.flatnonzero(self.stamp >= 0)
-            new[used, : old.shape[1]] = old[used]
-            if metric == "loss":
-                new[np.ix_(used, np.arange(old.shape[1], width))] = np.nan
-            self.cells[metric] = new
-            opened = np.full(width, np.nan)
-            opened[: old.shape[1]] = self.open[metric]
-            self.open[metric] = opened
+        old, was, opened = self.codes, self.loss, self.open
+        num = old.shape[2]
+        used = np.flatnonzero(self.stamp >= 0)
+        self.codes = np.zeros((*old.shape[:2], width), np.uint16)
+        self.codes[used, :, :num] = old[used]
+        self.loss = np.zeros((len(was), width), np.float16)
+        self.loss[used, :num] = was[used]
+        self.loss[used, num:] = np.nan
+        self.open = np.full((len(METRICS), width), np.nan)
+        self.open[:, :num] = opened
 
-    def add(self, second: int, values: Mapping[str, Floats]) -> None:
-        """values: of all workers, NaN where there is none; lag is inf where one is down."""
+    def add(self, second: int, new: Floats) -> None:
+        """new: [metrics, workers], NaN where there is none; lag is inf where one is down."""
         index = second // self.tier.bin_s
         if index != self.now:
             self.now = index
-            for opened in self.open.values():
-                opened.fill(np.nan)
+            self.open.fill(np.nan)
         place = index % self.tier.num_bins
         self.stamp[place] = index
-        for metric, new in values.items():
-            n, opened = len(new), self.open[metric]
-            head = opened[:n]
-            if metric in LARGEST:
-                np.fmax(head, new, out=head)
-            elif metric in SUMS:
-                known = ~np.isnan(new)
-                np.copyto(head, np.where(np.isnan(head), 0.0, head) + new, where=known)
-            else:
-                np.copyto(head, new, where=~np.isnan(new))
-            if metric == "loss":
-                self.cells[metric][place] = np.clip(opened, -65_000, 65_000)
-            else:
-                codes = encode(opened)
-                if metric == "lag":
-                    codes[np.isposinf(opened)] = DOWN
-                self.cells[metric][place] = codes
+        n, k = new.shape[1], len(LARGEST)
+        head = self.open[:, :n]
+        np.fmax(head[:k], new[:k], out=head[:k])
+        sums, more = head[k:-1], new[k:-1]
+        np.copyto(sums, np.where(np.isnan(sums), 0.0, sums) + more, where=~np.isnan(more))
+        np.copyto(head[-1], new[-1], where=~np.isnan(new[-1]))
+        codes = encode(head[:-1])
+        codes[0, np.isposinf(head[0])] = DOWN
+        self.codes[place] = 0
+        self.codes[place, :, :n] = codes
+        self.loss[place] = np.nan
+        self.loss[place, :n] = np.clip(head[-1], -65_000, 65_000)
 
 
 class Rows:
@@ -135,13 +131,14 @@ class Rows:
         while self.width < num:
             self.width *= 2
         for ring in self.rings:
-            if ring.cells["lag"].shape[1] < self.width:
+            if ring.loss.shape[1] < self.width:
                 ring.grow(self.width)
 
     def add(self, second: int, values: Mapping[str, Floats]) -> None:
-        """Close a second; the next one must be later."""
+        """Close a second; the next one must be later. values: of all workers, for each metric."""
+        new = np.stack([values[m] for m in METRICS])
         for ring in self.rings:
-            ring.add(second, values)
+            ring.add(second, new)
 
     def ring(self, start: float, now: float) -> _Ring:
         """The finest that reaches back so far."""
@@ -163,7 +160,7 @@ class Rows:
         """All workers' cells, as codes, a line for each bin."""
         ring = self.ring(start, now)
         bins, place = self.places(ring, start, end)
-        cells = ring.cells[metric][place]
+        cells = ring.cells[metric][place]  # a copy
         cells[place < 0] = 0 if metric != "loss" else np.nan
         return Block(int(bins[0]) * ring.tier.bin_s if len(bins) else 0, ring.tier.bin_s, cells)
 
@@ -172,8 +169,8 @@ class Rows:
         ring = self.ring(start, now)
         bins, place = self.places(ring, start, end)
         values: dict[str, Floats] = {"at": bins.astype(np.float64) * ring.tier.bin_s}
-        for metric in METRICS:
-            cells = ring.cells[metric][place, row]
+        for metric, table in ring.cells.items():
+            cells = table[place, row]
             if metric == "loss":
                 values[metric] = np.where(place < 0, np.nan, cells.astype(np.float64))
             else:

@@ -8,7 +8,6 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +100,8 @@ KEPT_S = 300
 class _Second:
     at: int
     seen: int = 0
-    kept: list[tuple[int, float, float, float]] = field(default_factory=list)
-    hot: list[tuple[int, float, float, float]] = field(default_factory=list)
+    kept: Floats = field(default_factory=lambda: np.zeros((0, 4)))
+    hot: Floats = field(default_factory=lambda: np.zeros((0, 4)))
 
 
 class PushSample:
@@ -110,37 +109,67 @@ class PushSample:
 
     def __init__(self) -> None:
         self._seconds: deque[_Second] = deque(maxlen=KEPT_S)
-        self._random = Random(0)
+        self._random = np.random.default_rng(0)
 
-    def add(self, second: int, row: int, lag: float, norm: float, at: float, hot: bool) -> None:
+    def add(
+        self,
+        second: int,
+        row: NDArray[np.int64],
+        lag: Floats,
+        norm: Floats,
+        at: Floats,
+        is_hot: NDArray[np.bool_],
+    ) -> None:
+        """Some pushes of a second; of those that are not hot a fair sample is kept."""
         if not self._seconds or self._seconds[-1].at != second:
             self._seconds.append(_Second(second))
         now = self._seconds[-1]
-        item = (row, lag, norm, at)
-        if hot:
-            if len(now.hot) < PER_SECOND:
-                now.hot.append(item)
+        items = np.stack([row.astype(np.float64), lag, norm, at], axis=1)
+        now.hot = np.concatenate([now.hot, items[is_hot]])[:PER_SECOND]
+        calm = items[~is_hot]
+        # Each of all that were seen stays with the same chance.
+        old, now.seen = now.seen, now.seen + len(calm)
+        if now.seen <= PER_SECOND:
+            now.kept = np.concatenate([now.kept, calm])
             return
-        now.seen += 1
-        if len(now.kept) < PER_SECOND:
-            now.kept.append(item)
-        else:
-            place = self._random.randrange(now.seen)
-            if place < PER_SECOND:
-                now.kept[place] = item
+        num_new = (
+            int(self._random.hypergeometric(len(calm), old, PER_SECOND)) if old else PER_SECOND
+        )
+        num_new = min(num_new, len(calm), PER_SECOND)
+        num_old = min(PER_SECOND - num_new, len(now.kept))
+        picks = self._random.choice(len(calm), num_new, replace=False)
+        stay = self._random.permutation(len(now.kept))[:num_old]
+        now.kept = np.concatenate([now.kept[np.sort(stay)], calm[np.sort(picks)]])
 
-    def window(
-        self, now: float, window_s: float, limit: int
-    ) -> list[tuple[int, float, float, float]]:
-        """At most `limit`, by time; all that are hot come before the others."""
+    def window(self, now: float, window_s: float, limit: int) -> Floats:
+        """[n, 4]: at most `limit`, by time; the hot ones come before the others."""
         recent = [s for s in self._seconds if now - window_s - 1 < s.at <= now]
-        hot = [item for s in recent for item in s.hot][-limit:] if limit else []
-        kept = [item for s in recent for item in s.kept]
+        hot = np.concatenate([np.zeros((0, 4)), *(s.hot for s in recent)])
+        hot = hot[max(0, len(hot) - limit) :]
+        kept = np.concatenate([np.zeros((0, 4)), *(s.kept for s in recent)])
         room = max(0, limit - len(hot))
         if len(kept) > room:
             # Every k-th, so that asking twice gives the same answer.
-            kept = [kept[i * len(kept) // room] for i in range(room)] if room else []
-        return sorted(hot + kept, key=lambda item: item[3])
+            kept = kept[np.arange(room) * len(kept) // max(1, room)]
+        both = np.concatenate([hot, kept])
+        return both[np.argsort(both[:, 3], kind="stable")]
+
+    def dump(self) -> Floats:
+        """[n, 6]: the second, whether it is hot, and the item."""
+        lines = [np.zeros((0, 6))]
+        for s in self._seconds:
+            for hot, items in ((0.0, s.kept), (1.0, s.hot)):
+                head = np.tile([s.at, hot], (len(items), 1))
+                lines.append(np.concatenate([head, items], axis=1))
+        return np.concatenate(lines)
+
+    def load(self, lines: Floats) -> None:
+        """As it was dumped."""
+        for at in np.unique(lines[:, 0]):
+            of = lines[lines[:, 0] == at]
+            hot = of[:, 1] > 0
+            kept = of[~hot, 2:]
+            self._seconds.append(_Second(int(at), len(kept), kept, of[hot, 2:]))
 
 
 def ranks(values: Floats) -> Floats:

@@ -64,7 +64,7 @@ class ShardView:
     """Reason to be hot -> since when."""
     rates: deque[tuple[float, int]] = field(default_factory=deque)
     """(when, updates) of the last seconds."""
-    applied: deque[tuple[float, ...]] = field(default_factory=lambda: deque(maxlen=3))
+    applied: deque[NDArray[np.float64]] = field(default_factory=lambda: deque(maxlen=3))
 
     def rate(self) -> float | None:
         """Updates a second."""
@@ -85,6 +85,7 @@ class Shards:
         self.num_lost = 0
         self.num_taken = 0
         self.num_old = 0
+        self._advanced_at = math.inf
         self.steady: deque[tuple[float, int, int, int]] = deque()
         """(when, parts, sum, what the law says of the sum) of ten minutes."""
         self.updates_told = 0
@@ -128,9 +129,10 @@ class Shards:
         while len(item.rates) > 2 and item.rates[0][0] < now - RATE_S:
             item.rates.popleft()
         if r.apply_s:
-            item.applied.append(r.apply_s[-512:])
-            values = np.clip([v for part in item.applied for v in part], 0.0, 1e6)
-            item.p50, item.p95 = map(float, np.quantile(values, (0.5, 0.95)))
+            item.applied.append(np.clip(np.array(r.apply_s[-512:], np.float64), 0.0, 1e6))
+            values = np.sort(np.concatenate(item.applied))
+            item.p50 = float(values[len(values) // 2])
+            item.p95 = float(values[int(0.95 * len(values))])
         if r.steady_parts:
             parts, total = min(r.steady_parts, 1 << 40), min(r.steady_sum, 1 << 50)
             self.steady.append((now, parts, total, parts * max(0, min(r.num_workers, 1 << 20) - 1)))
@@ -174,6 +176,12 @@ class Shards:
     def advance(self, now: float, fleet: Fleet, step_s: float | None) -> None:
         """Close a second. step_s: median of the fleet's steps."""
         self.grow(fleet)
+        gap = now - self._advanced_at
+        if gap > 3.0:
+            # We were not awake: no shard is late for that.
+            for item in self.items:
+                item.heard_at += gap
+        self._advanced_at = now
         self._close_trips(int(now), fleet)
         alone = len(self.items) == 1
         push = [self.trip_s(s, 1) for s in range(len(self.items))]

@@ -7,11 +7,14 @@ What was not heard of is None. Everything is bounded, whatever is told. Used by 
 import math
 from collections import deque
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from distbelief.chronicle import AnyEntry, Begin, Event, RunReport
+from distbelief.chronicle import AnyEntry, Begin, Event, RunReport, decode, encode
 from distbelief.monitor.diagnosis import LAW, LAW_PARTS, Diagnosis, Facts, slack
 from distbelief.monitor.events import EventLog
 from distbelief.monitor.fleet import DOWN, LEFT, OK, SLOW, STALLED, WATCH, Fleet
@@ -26,7 +29,7 @@ from distbelief.monitor.sample import (
     quantiles,
     spearman,
 )
-from distbelief.monitor.shards import Shards, tidy
+from distbelief.monitor.shards import Shards, ShardView, tidy
 from distbelief.monitor.source import STATUSES, Group, Heatmap, Json, Metric
 from distbelief.monitor.table import Table, short_list, whole
 from distbelief.param_server.report import AnyReport, ShardReport, WorkerReport
@@ -53,6 +56,8 @@ SERIES = (
 )
 JUDGE_S = 5.0
 """Between two looks of the diagnosis, unless a status changes."""
+DEAF_S = 3.0
+"""No report of anybody for so long: it is the feed, not the workers."""
 WINDOW_S = 60.0
 LOSS_S = 20.0
 """Time constant of the smooth loss."""
@@ -64,6 +69,36 @@ POINTS_MAX = 5000
 BIG_FLEET = 2000
 """Workers above which a tick is of nodes."""
 WORST = 50
+_OF_FLEET = (
+    "order",
+    "fair",
+    "per_fetch",
+    "n_push",
+    "num_lost",
+    "num_taken",
+    "num_old",
+    "num_odd",
+    "steps_told",
+    "advanced_at",
+)
+_OF_STORE = (
+    "ended_at",
+    "heard_at",
+    "reported_at",
+    "told_at",
+    "now",
+    "num_odd",
+    "bad_loss",
+    "_seq",
+    "_second",
+    "_loss_smooth",
+    "_loss_first",
+    "_loss_best",
+    "_loss_since",
+    "_val",
+    "_has_norm",
+)
+"""What is kept as it is."""
 _BAD = (DOWN, STALLED, SLOW, WATCH)
 
 
@@ -146,27 +181,35 @@ class Store:
         if i < 0:
             return
         self.shard_board.take_trips(i, r)
-        if r.end:
-            self._take_pushes(i, r, now)
         for one in zip(r.meter_staleness, r.meter_cosine, r.meter_gap, r.meter_rate, strict=True):
             self.book.add(now, *one)
             self._cosines.append(one[1])
 
-    def _take_pushes(self, i: int, r: WorkerReport, now: float) -> None:
-        hot_above, second = 2 * max(self.fleet.fair or 0.0, 1.0), int(now)
-        columns = (r.end, r.loss, r.has_loss, r.staleness, r.has_push, r.grad_norm)
-        for end, loss, has_loss, stale, has_push, norm in zip(*columns, strict=True):
-            if has_loss:
-                if math.isfinite(loss):
-                    self._losses.append(loss)
-                elif not self.bad_loss:
-                    self.bad_loss = r.name
-            if norm >= 0:
-                self._has_norm = True
-                self._norms.append(norm)
-            if has_push:
-                lag = float(min(stale, 1 << 50))
-                self.sample.add(second, i, lag, norm, min(end, now), lag > hot_above)
+    def _read_steps(self, second: int) -> None:
+        """Single steps, as the fleet has read them."""
+        hot_above = 2 * max(self.fleet.fair or 0.0, 1.0)
+        for steps in self.fleet.steps_read:
+            losses = steps.loss[steps.has_loss]
+            finite = np.isfinite(losses)
+            if not finite.all():
+                if not self.bad_loss:
+                    rows = steps.row[steps.has_loss]
+                    self.bad_loss = self.fleet.names[int(rows[~finite][0])]
+                losses = losses[finite]
+            self._losses.extend(losses.tolist())
+            norms = steps.norm[steps.norm >= 0].tolist()
+            self._norms.extend(norms)
+            self._has_norm |= bool(norms)
+            chosen = steps.has_push
+            self.sample.add(
+                second,
+                steps.row[chosen],
+                steps.stale[chosen],
+                steps.norm[chosen],
+                steps.end[chosen],
+                steps.stale[chosen] > hot_above,
+            )
+        self.fleet.steps_read.clear()
 
     def _take_entry(self, entry: AnyEntry, now: float) -> None:
         self.told_at = now
@@ -208,7 +251,11 @@ class Store:
             return
         self._second, self.now = second, max(self.now, now)
         self.rows.grow(len(self.fleet))
-        changed = self.fleet.advance(now, self.is_training)
+        self.fleet.flush()
+        self._read_steps(second)
+        is_deaf = self.reported_at is None or now - self.reported_at > DEAF_S
+        # While nobody is heard, nobody is late.
+        changed = self.fleet.advance(now, self.is_training and not is_deaf, is_deaf=is_deaf)
         active = self.fleet.is_active()
         steps = self.fleet.view("step_s")[active]
         steps = steps[~np.isnan(steps)]
@@ -621,16 +668,15 @@ class Store:
 
     def updates(self, window_s: float = 60.0, limit: int = 2000) -> Json:
         items = self.sample.window(self.now, window_s, min(max(limit, 0), 5000))
-        lag = np.array([item[1] for item in items], np.float64)
-        norm = np.array([item[2] for item in items], np.float64)
+        rows, lag, norm, at = items.T
         measured = norm >= 0
         middle, of_norm = medians(lag[measured], norm[measured])
         return {
             **self._head(),
-            "worker": [self.fleet.names[item[0]] for item in items],
-            "lag": [whole(item[1]) for item in items],
-            "grad_norm": [tidy(item[2]) if item[2] >= 0 else None for item in items],
-            "at": [round(item[3], 3) for item in items],
+            "worker": [self.fleet.names[int(i)] for i in rows.tolist()],
+            "lag": [whole(v) for v in lag.tolist()],
+            "grad_norm": [tidy(v) if v >= 0 else None for v in norm.tolist()],
+            "at": [round(v, 3) for v in at.tolist()],
             "spearman": tidy(spearman(lag[measured], norm[measured])),
             "median": {"lag": middle, "grad_norm": [tidy(v) for v in of_norm]},
             "off": not self._has_norm,
@@ -702,6 +748,81 @@ class Store:
         self._tick = tick
         return tick
 
+    # What is kept on disk: see recording.py.
+
+    def keep(self) -> tuple[Json, dict[str, NDArray[Any]]]:  # Any: of many types
+        """All but rows, curves and events: JSON, and arrays."""
+        fleet, board, stale = self.fleet, self.shard_board, self.stale
+        entries = {"begin": self.begin, "run": self.run}
+        state: Json = {
+            "entries": {k: encode(v).decode() for k, v in entries.items() if v is not None},
+            "ended": self.ended,
+            "names": fleet.names,
+            "hosts": fleet.hosts,
+            "devices": fleet.devices,
+            "shards": fleet.shard_names,
+            "fleet": {name: getattr(fleet, name) for name in _OF_FLEET},
+            "board": [_kept_shard(item) for item in board.items],
+            "steady": list(board.steady),
+            "lost": [board.num_lost, board.num_taken, board.num_old, board.updates_told],
+            "findings": [f for f in self.diagnosis.as_json(self.now, fleet) if f["id"] != "quiet"],
+            "totals": list(self._totals),
+            "measured": self.book.num,
+            "clocks": {host: list(seen) for host, seen in self._clocks.items()},
+            "own": {name: getattr(self, name) for name in _OF_STORE},
+        }
+        # JSON knows no NaN.
+        state = msgspec.json.decode(msgspec.json.encode(state))
+        arrays = {f"f_{name}": column for name, column in fleet.dump().items()}
+        known = stale.stamp >= 0
+        arrays |= {"stale_stamp": stale.stamp[known], "stale": stale.ring[known]}
+        arrays |= {"trail": self.trail.cells, "trail_stamp": self.trail.stamp}
+        arrays |= {"trips": board.trips, "meter": np.array(list(self.book.items), np.float64)}
+        arrays["sample"] = self.sample.dump()
+        return state, arrays
+
+    def restore(self, state: Json, arrays: dict[str, NDArray[Any]]) -> None:  # Any: of many types
+        """As it was kept. Raises: ValueError, KeyError, IndexError, TypeError if it is damaged."""
+        for name, line in state["entries"].items():
+            entry = decode(line.encode())
+            if name == "begin" and isinstance(entry, Begin):
+                self._take_entry(entry, entry.at)
+            elif name == "run" and isinstance(entry, RunReport):
+                self.run = entry
+        self.ended = state["ended"]
+        for name in _OF_STORE:
+            setattr(self, name, state["own"][name])
+        self._seq = int(state["own"]["_seq"])
+        fleet, board = self.fleet, self.shard_board
+        columns = {name[2:]: a for name, a in arrays.items() if name.startswith("f_")}
+        fleet.load(state["names"], state["hosts"], state["devices"], state["shards"], columns)
+        for name in _OF_FLEET:
+            setattr(fleet, name, state["fleet"][name])
+        board.items = [_shard_view(item) for item in state["board"]]
+        board.steady.extend(map(tuple, state["steady"]))
+        board.num_lost, board.num_taken, board.num_old, board.updates_told = state["lost"]
+        board.trips = arrays["trips"]
+        board.grow(fleet)
+        self.diagnosis.restore(state["findings"])
+        self._totals.extend(map(tuple, state["totals"]))
+        for host, seen in state["clocks"].items():
+            self._clocks[host] = deque(((int(s), float(a)) for s, a in seen), maxlen=60)
+        stamp = arrays["stale_stamp"]
+        self.stale.stamp[stamp % len(self.stale.stamp)] = stamp
+        self.stale.ring[stamp % len(self.stale.stamp)] = arrays["stale"]
+        self.trail.cells, self.trail.stamp = arrays["trail"], arrays["trail_stamp"]
+        self.book.num = int(state["measured"])
+        self.book.items.extend(tuple(line) for line in arrays["meter"].reshape(-1, 5).tolist())
+        self.sample.load(arrays["sample"])
+
+    def restore_event(self, item: Json) -> None:
+        """An event as it was kept. Raises: ValueError, KeyError, TypeError."""
+        clean = {key: item[key] for key in ("seq", "at", "kind", "who", "node", "text", "detail")}
+        if not isinstance(clean["seq"], int) or not isinstance(clean["text"], str):
+            raise ValueError("no event")
+        self.log.restore(clean)
+        self._seq = max(self._seq, clean["seq"])
+
     def _head(self) -> Json:
         return {"seq": self._seq, "t": self.now}
 
@@ -748,6 +869,26 @@ class Store:
         worst = np.full(len(nodes), OK)
         worst[rows[known][order]] = status[known][order]
         return out[0], out[1], worst
+
+
+def _kept_shard(view: ShardView) -> Json:
+    values = {f.name: getattr(view, f.name) for f in fields(view)}
+    values["rates"] = list(view.rates)
+    values["applied"] = [one.tolist() for one in view.applied]
+    return values
+
+
+def _shard_view(item: Json) -> ShardView:
+    """JSON has null for NaN, and lists for what is a deque."""
+    view = ShardView(item["name"])
+    for name, value in item.items():
+        if name == "rates":
+            view.rates.extend((float(t), int(n)) for t, n in value)
+        elif name == "applied":
+            view.applied.extend(np.array(one, np.float64) for one in value)
+        else:
+            setattr(view, name, math.nan if value is None else value)
+    return view
 
 
 def _check(ok: bool | None, text: str) -> Json:
