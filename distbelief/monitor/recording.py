@@ -163,7 +163,8 @@ class Recording:
 
     def _read(self, path: Path) -> Arrays:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # From memory: a file that is damaged would be left open.
+            with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except DAMAGED as error:
             self._damaged(path, error)
