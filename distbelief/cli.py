@@ -27,6 +27,7 @@ COMMANDS = {
     "eval": "eval:eval_command",
     "bench": "bench:bench_group",
     "chaos": "chaos:chaos_command",
+    "simulate": "simulate:simulate_command",
     "config": "config:config_group",
     "keys": "keys:keys_group",
     "completion": "completion:completion_command",
