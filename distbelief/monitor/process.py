@@ -335,7 +335,7 @@ class Monitor:
             return context, Collector(
                 context, config.run, config.token, config.feed_host, config.feed_wish, keys
             )
-        except (OSError, DoorkeeperFailed) as error:
+        except (OSError, zmq.ZMQError, DoorkeeperFailed) as error:
             context.destroy(linger=0)
             raise Problem(
                 "DB-ENV-005",
@@ -398,6 +398,10 @@ def main() -> None:
         told = {"code": problem.code, "what": problem.what, "why": problem.why}
         say({"error": {**told, "fix": problem.fix}})
         sys.exit(problem.exit_code)
+    except Exception as error:
+        logger.exception("the monitor cannot begin")
+        say({"error": {"code": "DB-BUG-001", "what": f"{type(error).__name__}: {error}"}})
+        sys.exit(1)
     code = 0
     try:
         logger.info("the monitor pid=%d serves", os.getpid())
