@@ -56,10 +56,13 @@ class Process:
         self.popen.stdin.flush()
 
     def get(self, path):
+        return json.loads(self.text(path))
+
+    def text(self, path):
         url = self.said["url"].partition("?")[0] + path
         request = urllib.request.Request(url, headers={"X-DB-Token": SECRET})
         with urllib.request.urlopen(request, timeout=20) as answer:
-            return json.load(answer)
+            return answer.read().decode()
 
     def until(self, path, is_so, timeout_s=20.0):
         """Ask again and again."""
@@ -140,6 +143,7 @@ def test_it_serves_what_it_is_told_and_ends_when_the_launcher_is_gone(folder):
         assert (meta["run"], meta["state"], meta["live"]) == ("aa", "training", True)
         snapshot = process.until("api/v1/snapshot", lambda s: s["kpi"]["staleness"]["n"])
         assert snapshot["kpi"]["workers"]["target"] == 4
+        assert "distbelief_updates_total" in process.text("metrics")
         process.tell(encode(End(at=time.time(), result={"exit": "done"})))
         process.until("api/v1/meta", lambda m: m["finished"])
         code, more = process.end()
