@@ -9,6 +9,7 @@ import contextlib
 import errno
 import logging
 import socket
+from collections.abc import Iterator
 
 from aiohttp import web
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 PORT = 8787
 """Where it is, unless somebody else is there."""
 STREAM = "/api/v1/stream"
+WRITE_BYTES = 32 * 1024
+"""At once, where there are many messages."""
 WRITE_TIMEOUT_S = 30.0
 """A viewer that takes nothing for so long is cut off; it comes back by itself."""
 BODY_TIMEOUT_S = 5.0
@@ -181,7 +184,7 @@ class Server:
             viewer = Viewer(stream, after)
             while True:
                 news, is_over = self._news, stream.is_over  # before it looks
-                for data in viewer.take():
+                for data in _joined(viewer.take()):
                     await self._write(response, data)
                 if is_over:
                     break
@@ -202,6 +205,20 @@ class Server:
     async def _write(response: web.StreamResponse, data: bytes) -> None:
         async with asyncio.timeout(WRITE_TIMEOUT_S):
             await response.write(data)
+
+
+def _joined(pieces: list[bytes]) -> Iterator[bytes]:
+    """Fewer and longer ones, as each costs a call of the kernel; a long one stays what it is."""
+    size = 0
+    some: list[bytes] = []
+    for piece in pieces:
+        if size + len(piece) > WRITE_BYTES and some:
+            yield b"".join(some)
+            size, some = 0, []
+        some.append(piece)
+        size += len(piece)
+    if some:
+        yield some[0] if len(some) == 1 else b"".join(some)
 
 
 def _response(reply: Reply) -> web.Response:

@@ -47,8 +47,10 @@ def main():
     simulation = Simulation(args.workers, 4, seed=1, start=0.0, run="aa", token="t", faults=faults)
     plan = []
     for message in simulation.until(float(length)):
-        is_report = isinstance(message, WorkerReport | ShardReport)
-        plan.append((message.at, message.name if is_report else "", message))
+        if isinstance(message, WorkerReport | ShardReport):
+            plan.append((message.at, message.name, frame(message)))
+        else:
+            plan.append((message.at, "", encode(message)))
     print(f"{len(plan)} messages made in {time.time() - made:.0f} s", flush=True)
     asyncio.run(play(args, plan))
 
@@ -60,6 +62,8 @@ async def play(args, plan):
         stdout=subprocess.PIPE,
     )
     config = {"run": "aa", "token": "t", "access": "s", "num_workers": args.workers}
+    assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write(json.dumps(config).encode() + b"\n")
     process.stdin.flush()
     said = json.loads(process.stdout.readline())
@@ -70,22 +74,23 @@ async def play(args, plan):
         sockets[name].setsockopt(zmq.LINGER, 0)
         sockets[name].setsockopt(zmq.SNDHWM, 2)
         sockets[name].connect(said["feed"])
-    ticks, sizes = [0] * args.viewers, []
+    ticks = [0] * args.viewers
+    sizes: list[int] = []
     viewers = [asyncio.create_task(view(said["url"], i, ticks, sizes)) for i in range(args.viewers)]
     dropped = 0
     start = time.time()
-    before = begun = None
+    before = begun = 0.0
     for at, name, message in plan:
         while (late := start + at - time.time()) > 0:
             await asyncio.sleep(min(late, 0.01))
-        if begun is None and at > WARM_S:
+        if not begun and at > WARM_S:
             before, begun = cpu_s(process.pid), time.time()
         if not name:
-            process.stdin.write(encode(message))
+            process.stdin.write(message)
             process.stdin.flush()
             continue
         try:
-            sockets[name].send(frame(message), zmq.NOBLOCK)
+            sockets[name].send(message, zmq.NOBLOCK)
         except zmq.Again:
             dropped += 1
     share = (cpu_s(process.pid) - before) / (time.time() - begun)
