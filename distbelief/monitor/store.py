@@ -330,7 +330,7 @@ class Store:
             lost=lost,
             taken=taken,
         )
-        names = {f.id: f.who for f in self.diagnosis.findings}
+        before = {f.id: f for f in self.diagnosis.findings}
         new, gone = self.diagnosis.judge(now, self.fleet, self.shard_board, facts)
         for finding in new:
             detail = {"id": finding.id, "severity": finding.severity}
@@ -338,8 +338,10 @@ class Store:
                 Event(at=now, kind="slow", who=finding.who, text=finding.text, detail=detail)
             )
         for one in gone:
-            who = names.get(one, one.partition(":")[2])
-            self._note(Event(at=now, kind="well", who=who, text=f"gone: {one}", detail={"id": one}))
+            was = before.get(one)
+            who = one.partition(":")[2] if was is None else was.who
+            text = f"over: {one if was is None else was.short}"
+            self._note(Event(at=now, kind="well", who=who, text=text, detail={"id": one}))
 
     # What is known.
 

@@ -120,7 +120,7 @@ class App {
     this.kpis.show(data.kpi);
     const findings = data.findings ?? [];
     this.heatmap.findings = findings;
-    this.diagnosis.show(findings, this.t, this.meta);
+    this.diagnosis.show(findings, this.meta);
     this.waiting(data);
     const bad = findings.filter((f) => f.severity !== "info").length;
     document.title = (bad ? `⚠ ${bad} · ` : "") + `${this.meta?.name ?? "distbelief"} · distbelief`;

@@ -165,8 +165,8 @@ export class Norm {
     const g = this.plot.begin();
     if (!this.updates) return;
     const showsMeter = !this.meter.off && (view.k === "meter" || this.updates.off);
-    setText($("t-norm"), showsMeter ? "Is asynchrony hurting?" : "Staleness × gradient norm");
-    setText($("norm-sub"), showsMeter ? this.meter.text || "Cosine of gradients by updates between them" : "Each dot is one applied update");
+    setText($("t-norm"), showsMeter ? "Is asynchrony hurting?" : "Staleness × norm");
+    setText($("norm-sub"), showsMeter ? this.meter.text || "Cosine of gradients by updates between them" : "Gradient norm of single updates");
     if (showsMeter) return this.drawMeter();
     if (this.updates.off) {
       box.hidden = false;

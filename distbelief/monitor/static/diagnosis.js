@@ -1,7 +1,6 @@
 // One sentence: who is slow, since when, why, and what to do.
 
 import { $, setText } from "./dom.js";
-import { duration } from "./format.js";
 
 const ANNOUNCE_MS = 15000;
 
@@ -14,7 +13,7 @@ export class Diagnosis {
     $("copy-report").addEventListener("click", () => this.copy());
   }
 
-  show(findings, t, info) {
+  show(findings, info) {
     this.findings = findings;
     this.info = info;
     const worst = findings[0];
@@ -22,7 +21,7 @@ export class Diagnosis {
     const box = $("diagnosis");
     box.className = "diagnosis" + (worst.severity === "info" ? "" : " " + worst.severity);
     setText(box.querySelector(".sign"), { info: "✓", warn: "⚠", error: "✕" }[worst.severity]);
-    const text = worst.text + (worst.severity !== "info" && worst.since ? ` (for ${duration(Math.max(0, t - worst.since))})` : "");
+    const text = worst.text;
     // Who listens to the page hears of it when it is another one, and not each second.
     const now = performance.now();
     const isOther = worst.id !== this.said;

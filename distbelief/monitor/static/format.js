@@ -15,7 +15,8 @@ export function number(value, digits = 3) {
 function trim(value, digits) {
   if (value === 0) return "0";
   const size = Math.max(0, Math.ceil(Math.log10(Math.abs(value) + 1e-12)));
-  return value.toFixed(Math.max(0, Math.min(digits, digits - size)));
+  const text = value.toFixed(Math.max(0, Math.min(digits, digits - size)));
+  return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }
 
 export function whole(value) {

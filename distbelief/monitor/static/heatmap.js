@@ -221,7 +221,7 @@ export class Heatmap {
       const y = (this.yOf(rows[0]) + this.yOf(rows[rows.length - 1]) + this.layout.each) / 2;
       if (taken.some((other) => Math.abs(other - y) < 18)) continue;
       taken.push(y);
-      const text = `${finding.who} ${finding.short}`;
+      const text = finding.short;
       const wide = g.measureText(text).width + 12;
       const x = Math.min(Math.max(this.x(finding.since) - wide - 6, LEFT + 4), right - wide - 4);
       g.fillStyle = t.card;

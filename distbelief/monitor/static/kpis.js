@@ -93,7 +93,7 @@ export class Kpis {
     const by = this.kpi ? this.kpi.workers.by_status : {};
     const text = Object.entries(by).filter(([, n]) => n).map(([s, n]) => `${n} ${s}`).join(", ");
     $("cells").setAttribute("aria-label", text || "No workers yet");
-    const names = this.statuses;
+    const names = this.statuses.length ? this.statuses : Object.entries(by).flatMap(([s, n]) => Array(n).fill(s));
     if (names.length > 128) {
       let x = 0;
       const total = names.length;
