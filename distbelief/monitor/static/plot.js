@@ -3,6 +3,8 @@
 import { theme } from "./theme.js";
 import { clock } from "./format.js";
 
+const BRIDGE = 4;
+
 export function context(canvas) {
   const box = canvas.getBoundingClientRect();
   const [width, height] = [Math.max(1, Math.floor(box.width)), Math.max(1, Math.floor(box.height))];
@@ -99,12 +101,13 @@ export class Plot {
     g.lineWidth = width;
     g.lineJoin = "round";
     g.beginPath();
-    let pen = false;
+    let last = -Infinity;
     for (let i = from; i < xs.length; i++) {
-      if (ys[i] === null || ys[i] === undefined) { pen = false; continue; }
+      if (ys[i] === null || ys[i] === undefined) continue;
       const [x, y] = [this.x(xs[i]), this.y(ys[i])];
-      if (pen) g.lineTo(x, y); else g.moveTo(x, y);
-      pen = true;
+      // Not everything is heard of in every bin; a longer hole stays one.
+      if (i - last <= BRIDGE) g.lineTo(x, y); else g.moveTo(x, y);
+      last = i;
     }
     g.stroke();
     g.lineWidth = 1;

@@ -39,7 +39,8 @@ export class Shards {
     const g = this.plot.begin();
     if (!this.series) return;
     const t = theme();
-    const [fetch, push] = [this.series["trip.fetch_p95"], this.series["trip.push_p95"]];
+    const ms = (values) => values.map((v) => (v === null ? null : v * 1000));
+    const [fetch, push] = [ms(this.series["trip.fetch_p95"]), ms(this.series["trip.push_p95"])];
     const known = [...fetch, ...push].filter((v) => v !== null);
     if (!known.length) return;
     const top = Math.max(...known) * 1.1;
