@@ -375,6 +375,12 @@ def test_mlflow(monkeypatch, is_known):
     ]
 
 
+def _trackio_init(
+    project, name=None, config=None, resume="never", embed=True, auto_log_gpu=None, auto_log_cpu=None
+):
+    """Those of its arguments that matter here."""
+
+
 def test_trackio(monkeypatch):
     calls: list[Any] = []
     run_of_theirs = SimpleNamespace(
@@ -382,13 +388,7 @@ def test_trackio(monkeypatch):
         finish=bind(calls, "finish", lambda: None),
     )
     theirs: Any = ModuleType("trackio")
-    init = bind(
-        calls,
-        "init",
-        lambda project, name=None, config=None, resume="never", embed=True, auto_log_gpu=None, auto_log_cpu=None: (
-            None
-        ),
-    )
+    init = bind(calls, "init", _trackio_init)
     theirs.init = lambda *args, **kwargs: init(*args, **kwargs) or run_of_theirs
     theirs.Histogram = lambda sequence=None, np_histogram=None, num_bins=64: np_histogram
     monkeypatch.setitem(sys.modules, "trackio", theirs)
