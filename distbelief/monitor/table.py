@@ -146,6 +146,8 @@ class Table:
 
     def sparks(self, rows: list[int], now: float) -> list[list[float | None]]:
         """Ratios of the last quarter of an hour, the worst of each quarter of a minute."""
+        if not rows:
+            return []
         ring = self.rows.ring(now - SPARK_S, now)
         bins, place = self.rows.places(ring, now - SPARK_S, now)
         cells = ring.cells["lag"][np.ix_(np.maximum(place, 0), np.array(rows, np.int64))]
