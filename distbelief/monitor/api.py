@@ -209,7 +209,9 @@ class Api:
                 return self._log(name, asked)
             if folder + "/" == PREFIX + "actions/" and self._has_actions:
                 raise Refused(405, "An action is asked for by POST.")
-            raise Refused(404, f"There is nothing at {path[:80]}.", "docs/dashboard.md has the API.")
+            raise Refused(
+                404, f"There is nothing at {path[:80]}.", "docs/dashboard.md has the API."
+            )
         except Refused as refused:
             return refused.reply
 
@@ -403,7 +405,9 @@ class Api:
         try:
             return Reply(200, self.stream.delta(after))
         except TooOld as old:
-            body = error(410, f"resync: {old}.", f"Ask for {PREFIX}snapshot, and go on from its seq.")
+            body = error(
+                410, f"resync: {old}.", f"Ask for {PREFIX}snapshot, and go on from its seq."
+            )
             return Reply.json({**body, "resync": True}, 410)
 
     def _log(self, name: str, query: Query) -> Reply:

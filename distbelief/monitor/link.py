@@ -1,6 +1,6 @@
 """Link: the file by which other commands find a run's monitor. It has the secret, so it is 0600.
 
-    RUN/monitor.json    {"url", "pid", "feed", "host", "began"}, while the monitor lives
+RUN/monitor.json    {"url", "pid", "feed", "host", "began"}, while the monitor lives
 """
 
 import contextlib
