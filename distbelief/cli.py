@@ -19,6 +19,7 @@ COMMANDS = {
     "launch": "launch:launch_command",
     "top": "top:top_command",
     "status": "status:status_command",
+    "dashboard": "dashboard:dashboard_command",
     "logs": "logs:logs_command",
     "stop": "stop:stop_command",
     "drain": "drain:drain_command",

@@ -420,8 +420,8 @@ class Api:
         lines: list[str] = []
         for kind in ("out", "log"):
             lines += _last_lines(self._folder.logs / f"{name}.{kind}", num_lines)
-        told = {"seq": meta["seq"], "t": meta["t"], "process": name, "lines": lines[-num_lines:]}
-        return Reply.json(told)
+        text = "".join(f"{line}\n" for line in lines[-num_lines:])
+        return Reply(200, text.encode(), "text/plain; charset=utf-8")
 
     def _act(self, folder: RunFolder, name: str, body: Json) -> Reply:
         what = name

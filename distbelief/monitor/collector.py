@@ -59,7 +59,7 @@ class Collector:
             port = self._bind(host, wish)
             self.endpoint = f"tcp://{host}:{port}"
             if self._doorkeeper is not None:
-                self._doorkeeper.test(self.endpoint)
+                self._doorkeeper.test(self.endpoint, zmq.PUSH)
         except (zmq.ZMQError, DoorkeeperFailed):
             self.close()
             raise

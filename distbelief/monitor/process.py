@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import zmq
@@ -33,6 +33,8 @@ from distbelief.monitor.collector import Collector
 from distbelief.monitor.http import Server, listen
 from distbelief.monitor.line import Lines
 from distbelief.monitor.link import Link
+from distbelief.monitor.loggers import Loggers
+from distbelief.monitor.metrics import Metrics
 from distbelief.monitor.pages import Pages
 from distbelief.monitor.recording import Recording
 from distbelief.monitor.scene import history_s, scene
@@ -54,6 +56,8 @@ STOPPED_S = 3.0
 """A pulse that is so late was not only waiting for the processor."""
 STDIN_BYTES = 2**20
 CONFIG_MAX = 2**20
+FINISH_S = 2.5
+"""For loggers, at the end: with what it lingers, less than the launcher waits."""
 BAD_MAX = 20
 """Lines that are no chronicle are logged so often."""
 
@@ -99,12 +103,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """After the launcher has gone."""
 
 
-class Listener(Protocol):
-    """Who hears all that is reported and told, beside the Store."""
-
-    def take(self, message: AnyReport | AnyEntry) -> None: ...
-
-
 class Monitor:
     """See the top of this file."""
 
@@ -121,7 +119,8 @@ class Monitor:
                 raise nothing_recorded(RunFolder(Path(config.run_path)))
             if is_live:
                 self._recording.watch(self.store)
-        self._listeners: list[Listener] = []
+        self._loggers = Loggers(config.log if is_live else ())
+        self._metrics = Metrics(config.per_worker, self._loggers.counts) if is_live else None
         self._sock = listen(config.host, config.port, config.wish)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._collector: Collector | None = None
@@ -133,8 +132,13 @@ class Monitor:
             self._sock.close()
             raise
         self.stream = Stream(self.store)
-        folder = self._folder
-        api = Api(self.store, self.stream, folder, actions=config.actions and is_live)
+        api = Api(
+            self.store,
+            self.stream,
+            self._folder,
+            actions=config.actions and is_live,
+            scrape=self._metrics,
+        )
         self._server = Server(api, access, Pages(), config.root_path)
         self._lines = Lines()
         self._num_bad = 0
@@ -212,7 +216,8 @@ class Monitor:
             await asyncio.sleep(PULSE_S if is_all else 0.0)
         self._take(time.time())
         self._tell(time.time() + 1.0)  # also what came in this second
-        self._record(is_end=True)
+        self._record(is_end=True)  # first: the launcher does not wait for long
+        self._loggers.finish(self.store, FINISH_S)
 
     def _tell(self, now: float) -> None:
         """Tell viewers what is new, and close the second if it is over."""
@@ -221,6 +226,7 @@ class Monitor:
             self.store.advance(now)
             self.stream.publish_tick(now)
             self._server.wake()
+            self._loggers.tick(self.store, now)
             self._record()
         elif self.stream.publish(now):
             self._server.wake()
@@ -264,8 +270,9 @@ class Monitor:
 
     def _hear(self, message: AnyReport | AnyEntry, now: float) -> None:
         self.store.take(message, now)
-        for listener in self._listeners:
-            listener.take(message)
+        self._loggers.take(message)
+        if self._metrics is not None:
+            self._metrics.take(message)
 
     def _say_stopped(self, late_s: float, now: float) -> None:
         text = f"the monitor was stopped for {late_s:.0f} s: what happened then is not known"
@@ -335,7 +342,7 @@ class Monitor:
             return context, Collector(
                 context, config.run, config.token, config.feed_host, config.feed_wish, keys
             )
-        except (OSError, DoorkeeperFailed) as error:
+        except (OSError, zmq.ZMQError, DoorkeeperFailed) as error:
             context.destroy(linger=0)
             raise Problem(
                 "DB-ENV-005",
@@ -398,6 +405,10 @@ def main() -> None:
         told = {"code": problem.code, "what": problem.what, "why": problem.why}
         say({"error": {**told, "fix": problem.fix}})
         sys.exit(problem.exit_code)
+    except Exception as error:
+        logger.exception("the monitor cannot begin")
+        say({"error": {"code": "DB-BUG-001", "what": f"{type(error).__name__}: {error}"}})
+        sys.exit(1)
     code = 0
     try:
         logger.info("the monitor pid=%d serves", os.getpid())

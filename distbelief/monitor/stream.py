@@ -11,6 +11,7 @@ nothing waits for it here: a slow one costs a number, not memory.
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -111,7 +112,7 @@ class Stream:
         self.num_viewers = 0
         self._event_seq = source.seq
         self._meta: Json = {}
-        self._findings: list[tuple[object, ...]] = []
+        self._findings: list[tuple[Any, ...]] = []  # Any: JSON
         self._tick: Message | None = None
         self._is_over = False
 

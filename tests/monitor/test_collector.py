@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import zmq
@@ -27,7 +28,7 @@ PATIENCE_S = 5.0
 def context() -> Iterator["zmq.Context[zmq.Socket[bytes]]"]:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     yield context
-    context.term()
+    context.destroy(linger=0)  # whatever a test has left open
 
 
 def make(head: Head) -> WorkerReport:
@@ -73,8 +74,12 @@ def test_a_monitor_that_does_not_read_is_not_waited_for(context):
     collector = Collector(context, "job", TOKEN)
     reporter = reporter_of(ZmqSender(context, collector.endpoint))
     take(collector, reporter)
-    big = replace(make(reporter_head()), trip_shard=(1,) * 500, trip_is_push=(True,) * 500)
-    big = replace(big, trip_s=(0.1,) * 500)
+    some: dict[str, Any] = {
+        "trip_shard": (1,) * 500,
+        "trip_is_push": (True,) * 500,
+        "trip_s": (0.1,) * 500,
+    }
+    big = replace(make(reporter_head()), **some)
     for _ in range(5000):  # more than two socket buffers take
         reporter.tell(lambda head: replace(big, n=head["n"]))
     assert reporter.num_dropped > QUEUE
