@@ -17,6 +17,7 @@ from distbelief.problem import Problem
 
 COMMANDS = {
     "launch": "launch:launch_command",
+    "top": "top:top_command",
     "status": "status:status_command",
     "dashboard": "dashboard:dashboard_command",
     "logs": "logs:logs_command",
@@ -31,6 +32,7 @@ COMMANDS = {
     "simulate": "simulate:simulate_command",
     "config": "config:config_group",
     "keys": "keys:keys_group",
+    "doctor": "doctor:doctor_command",
     "completion": "completion:completion_command",
 }
 """Command -> file in commands/ and what it is called there; loaded when it is needed."""

@@ -40,7 +40,7 @@ def check_environment(*, engine: str) -> None:
             raise Problem(
                 "DB-ENV-004", f"{name} is not installed", fix="pip install distbelief"
             ) from None
-        if _numbers(found) < oldest:
+        if numbers(found) < oldest:
             raise Problem(
                 "DB-ENV-004",
                 f"{name} {found} is installed, distbelief needs {_text(oldest)} or newer",
@@ -49,7 +49,7 @@ def check_environment(*, engine: str) -> None:
             )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
     """The leading numbers of a version: 2.13.0+cpu gives (2, 13, 0)."""
     match = re.match(r"\d+(\.\d+)*", text)
     return tuple(int(number) for number in match[0].split(".")) if match else ()

@@ -268,6 +268,7 @@ def _run(
         ) from error
     try:
         with launcher_log(folder), live or LiveLine(sys.stderr, plain=True) as line:
+            line.watch(folder)
             line.say(_headline(job, plan, folder, checkpoint))
             run = Run(
                 job,

@@ -39,6 +39,8 @@ class Signals:
         """The signal that asked to stop first; the exit code is 128 + this."""
         self.news: deque[str] = deque()
         """What the run's loop should say."""
+        self.last_words: Callable[[], bytes] | None = None
+        """Written to standard output where the process ends on the spot."""
         self.stop: Asked | None = None
         """What the run's loop looks at, while there is one."""
         self._num_asked = 0
@@ -64,6 +66,9 @@ class Signals:
         if self._num_asked >= 3:
             if os.isatty(2):  # the live line may have hidden it
                 os.write(2, _SHOW_CURSOR)
+            if self.last_words is not None:
+                with contextlib.suppress(Exception):
+                    os.write(1, self.last_words())
             os._exit(128 + self.first)
         if self.stop is None:
             raise KeyboardInterrupt

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distbelief.commands.run_argument import find, json_line
-from distbelief.commands.training import WORKERS, json_option, plain_option, train
+from distbelief.commands.training import WORKERS, JsonCommand, json_option, plain_option, train
 from distbelief.problem import Problem
 from distbelief.result import Result
 from distbelief.settings import FLAGS, Settings, gather
@@ -26,7 +26,7 @@ _HINT = (
 )
 
 
-class LaunchCommand(click.Command):
+class LaunchCommand(JsonCommand):
     """Leaves what stands after `--` alone: it is a script's."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -36,9 +36,6 @@ class LaunchCommand(click.Command):
         try:
             return super().parse_args(ctx, list(own))  # it takes its list apart
         except click.UsageError as error:
-            if "--json" in own:
-                told = {"code": "DB-USE-006", "text": error.format_message()}
-                click.echo(Result(run="", run_dir="", error=told).to_json())
             if cut is None and any(arg.endswith(".py") for arg in own):
                 raise click.UsageError(error.format_message() + _HINT, ctx) from error
             raise

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distbelief.commands.run_argument import RUN, find, run_dir_option
-from distbelief.commands.training import WORKERS, json_option, plain_option, train
+from distbelief.commands.training import WORKERS, JsonCommand, json_option, plain_option, train
 from distbelief.folder import RunFolder
 from distbelief.problem import Problem
 from distbelief.result import Result
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from distbelief.stop import Stop
 
 
-@click.command("resume", short_help="Go on with a run from its last checkpoint.")
+@click.command("resume", short_help="Go on with a run from its last checkpoint.", cls=JsonCommand)
 @click.argument("run", type=RUN)
 @click.option("--workers", type=WORKERS, metavar="N", help="Another number, or MIN:MAX.")
 @click.option("--until", metavar="END", help="Another end: 20-epochs, 5000-updates or 20m.")

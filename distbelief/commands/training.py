@@ -17,6 +17,7 @@ from distbelief.signals import Signals
 from distbelief.terminal import outliving_output
 
 if TYPE_CHECKING:
+    from distbelief.folder import RunFolder
     from distbelief.live import LiveLine
     from distbelief.stop import Stop
 
@@ -47,9 +48,9 @@ class Workers(_ParamType):
 
 WORKERS = Workers()
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="The last line of stdout is the result."
+    "--json", "as_json", is_flag=True, help="Lines of JSON; the last is the result."
 )
-plain_option = click.option("--plain", is_flag=True, help="Plain lines instead of one that moves.")
+plain_option = click.option("--plain", is_flag=True, help="Plain lines instead of a panel.")
 
 
 def train(start: "Callable[[LiveLine, Stop], Result]", *, as_json: bool, plain: bool) -> None:
@@ -61,8 +62,16 @@ def train(start: "Callable[[LiveLine, Stop], Result]", *, as_json: bool, plain: 
             from distbelief.live import LiveLine
             from distbelief.stop import Stop
 
-            out = sys.stderr if as_json else sys.stdout
-            result = start(LiveLine(out, plain=plain or as_json), Stop())
+            live = LiveLine(
+                sys.stderr if as_json else sys.stdout,
+                plain=plain,
+                records=sys.stdout if as_json else None,
+                color=click.get_current_context().find_root().color,
+            )
+            if as_json:
+                signals.last_words = lambda: result_at_once(live.folder, "stopped")
+            result = start(live, Stop())
+            signals.last_words = None
         except KeyboardInterrupt:
             if as_json:
                 click.echo(Result(run="", run_dir="", exit="stopped").to_json())
@@ -78,6 +87,32 @@ def train(start: "Callable[[LiveLine, Stop], Result]", *, as_json: bool, plain: 
             click.echo(error_text(result.error), err=True)
         click.echo(result.to_json() if as_json else summary(json.loads(result.to_json())))
         sys.exit(_stopped(signals) if result.exit == "stopped" else EXIT_CODES[result.exit])
+
+
+class JsonCommand(click.Command):
+    """With --json the last line is a result also where the arguments are wrong."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        own = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            if "--json" in own:
+                told = {"code": "DB-USE-006", "text": error.format_message()}
+                click.echo(Result(run="", run_dir="", error=told).to_json())
+            raise
+
+
+def result_at_once(folder: "RunFolder | None", word: str) -> bytes:
+    """The last line where nobody waits for the run's own: what its folder says now."""
+    result = Result(run="", run_dir="", exit=word)
+    if folder is not None:
+        result.run, result.run_dir = folder.run, str(folder.path)
+        saved = folder.checkpoint
+        if saved is not None:
+            result.saved = {key: saved[key] for key in ("samples", "updates", "at")}
+            result.resume = folder.resume_command
+    return result.to_json().encode() + b"\n"
 
 
 def _stopped(signals: Signals) -> int:

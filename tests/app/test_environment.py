@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from distbelief.environment import OLDEST, PYTHON_MIN, _numbers, check_environment
+from distbelief.environment import OLDEST, PYTHON_MIN, check_environment, numbers
 from distbelief.problem import Problem
 
 
@@ -19,12 +19,12 @@ def test_what_is_here_will_do():
 def test_the_oldest_are_those_of_the_package(repo_root):
     project = tomllib.loads((repo_root / "pyproject.toml").read_text())["project"]
     needed = dict(line.split(">=") for line in project["dependencies"])
-    assert {name: _numbers(needed[name]) for name in OLDEST} == OLDEST
-    assert _numbers(project["requires-python"].removeprefix(">=")) == PYTHON_MIN
+    assert {name: numbers(needed[name]) for name in OLDEST} == OLDEST
+    assert numbers(project["requires-python"].removeprefix(">=")) == PYTHON_MIN
 
 
 @pytest.mark.parametrize(
-    ("text", "numbers"),
+    ("text", "expected"),
     [
         ("2.13.0+cpu", (2, 13, 0)),
         ("2.6.0a0+git12", (2, 6, 0)),
@@ -33,8 +33,8 @@ def test_the_oldest_are_those_of_the_package(repo_root):
         ("unknown", ()),
     ],
 )
-def test_the_numbers_of_a_version(text, numbers):
-    assert _numbers(text) == numbers
+def test_the_numbers_of_a_version(text, expected):
+    assert numbers(text) == expected
 
 
 def installed(folder, name: str, version: str) -> None:

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 
 from distbelief.launcher import launch
+from distbelief.problem import Problem
+from distbelief.ray_engine import RayEngine
 from tests.helpers.runs import KillOnce, Watch, num_trained, tiny_job
 from tests.helpers.secrets import Secrets
 
@@ -106,3 +109,20 @@ def training(user_folder):
     """True once a worker's log says that it has begun."""
     logs = user_folder.glob("runs/*/logs/w*.log")
     return any("begins" in log.read_text() for log in logs)
+
+
+def test_a_cluster_of_two_machines_is_refused():
+    """Ray's own way to have two on one: a second raylet."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20}
+    )
+    try:
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        with pytest.raises(Problem, match="has several machines") as caught:
+            RayEngine(cluster.address, 2)
+        assert (caught.value.code, caught.value.exit_code) == ("DB-ENV-002", 3)
+        assert not ray.is_initialized()
+    finally:
+        cluster.shutdown()
