@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 SEED = 20121203
 
-MARKED_FOLDERS = ("integration", "chaos", "ray")
+MARKED_FOLDERS = ("integration", "chaos", "ray", "browser")
 MARKED_TIMEOUT_S = 300
 
 leaks.track_zmq()

@@ -22,7 +22,6 @@ KEY = "k"
 """Of the secret, in the printed link."""
 TOKEN_HEADER = "X-DB-Token"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-WILDCARDS = ("0.0.0.0", "::")
 ANY = "*"
 UNGUARDED = ("/healthz", "/readyz")
 """They say yes or no, to probes that know neither the name nor the secret."""
@@ -44,6 +43,14 @@ HEADERS = {
 """Of every answer, unless it says otherwise. None of them allows another site anything."""
 
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+
+
+def is_wildcard(host: str) -> bool:
+    """Not one address, but all of the machine's."""
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ class Access:
             raise ValueError(f"{host} can be reached by others: there must be a secret")
         self._secret = secret.encode()
         self._port = str(port)
-        self._is_wildcard = host in WILDCARDS
+        self._is_wildcard = is_wildcard(host)
         own = (*LOOPBACK,) if self._is_wildcard else (*LOOPBACK, host.lower())
         self._names = {(name, self._port) for name in own}
         for one in hosts:

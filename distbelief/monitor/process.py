@@ -27,7 +27,7 @@ import zmq
 
 from distbelief.chronicle import AnyEntry, Event, decode
 from distbelief.folder import RunFolder
-from distbelief.monitor.access import WILDCARDS, Access
+from distbelief.monitor.access import Access, is_wildcard
 from distbelief.monitor.api import Api
 from distbelief.monitor.collector import Collector
 from distbelief.monitor.http import Server, listen
@@ -151,7 +151,7 @@ class Monitor:
     def url(self) -> str:
         """As it is printed, with the secret in it."""
         host, port = self._sock.getsockname()[:2]
-        if host in WILDCARDS:
+        if is_wildcard(host):
             host = socket.gethostname()
         name = f"[{host}]" if ":" in host else host
         key = f"?k={self.config.access}" if self.config.access else ""
@@ -320,7 +320,7 @@ class Monitor:
     def _make_access(self) -> Access:
         config = self.config
         port = self._sock.getsockname()[1]
-        names = [socket.gethostname()] if config.host in WILDCARDS else []
+        names = [socket.gethostname()] if is_wildcard(config.host) else []
         hosts = [*config.hosts, *(f"{name}:{port}" for name in names)]
         try:
             if config.actions and not config.access:

@@ -52,7 +52,7 @@ export class Stream {
   look() {
     if (document.hidden || this.isOver) return;
     const silent = performance.now() - this.heardAt;
-    if (silent > SILENCE_MS && !this.isPolling) this.poll();
+    if ((!this.port || silent > SILENCE_MS) && !this.isPolling) this.poll();
   }
 
   async poll() {
