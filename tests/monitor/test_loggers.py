@@ -376,7 +376,13 @@ def test_mlflow(monkeypatch, is_known):
 
 
 def _trackio_init(
-    project, name=None, config=None, resume="never", embed=True, auto_log_gpu=None, auto_log_cpu=None
+    project,
+    name=None,
+    config=None,
+    resume="never",
+    embed=True,
+    auto_log_gpu=None,
+    auto_log_cpu=None,
 ):
     """Those of its arguments that matter here."""
 
