@@ -71,7 +71,7 @@ def check_query(expr, exported):
     assert names
     assert names <= set(exported), names - set(exported)
     for name, matchers in SELECTOR.findall(expr):
-        asked = {part.partition("=")[0].rstrip("!~ ") for part in matchers.split(",") if part}
+        asked = {part.strip() for part in re.findall(r"([^,=!~]+)(?:=|!=|=~|!~)\"", matchers)}
         assert asked <= exported[name] | TARGET, (name, asked)
     known = set().union(*(exported[name] for name in names)) | TARGET
     for words in GROUPING.findall(expr):
@@ -168,7 +168,7 @@ def test_the_dashboard_can_be_imported_anywhere():
 def test_the_dashboard_has_its_rows_and_no_panel_lies_on_another():
     rows = [panel["title"] for panel in GRAFANA["panels"] if panel["type"] == "row"]
     assert rows == ["Overview", "Staleness", "Phases", "Shards", "Events"]
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for panel in GRAFANA["panels"]:
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24
@@ -190,7 +190,7 @@ def test_each_query_of_the_dashboard_is_of_the_chosen_run():
             assert 'distbelief_run_info{run=~"$run"}' in target["expr"], panel["title"]
 
 
-@pytest.mark.parametrize("panel", panels(), ids=lambda panel: panel["title"])
+@pytest.mark.parametrize("panel", panels(), ids=lambda panel: f"{panel['id']}-{panel['title']}")
 def test_a_legend_names_labels_that_there_are(panel, exported):
     for target in panel["targets"]:
         known = set().union(*(exported[name] for name in NAME.findall(target["expr"])))
