@@ -18,6 +18,7 @@ from distbelief.problem import Problem
 COMMANDS = {
     "launch": "launch:launch_command",
     "status": "status:status_command",
+    "dashboard": "dashboard:dashboard_command",
     "logs": "logs:logs_command",
     "stop": "stop:stop_command",
     "drain": "drain:drain_command",

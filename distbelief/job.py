@@ -33,12 +33,22 @@ from distbelief.workers.worker import WorkerConfig
 
 ENGINES = ("ray", "local")
 ACKS = ("applied", "durable", "none")
+LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 SEED_END = 2**32
 """Epochs and workers multiply the seed, and torch takes 64 bits."""
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}")
 _UNTIL = re.compile(r"(\d+)(?:-(epoch|update)s?|(s|m|h))")
+_ROOT_PATH = re.compile(r"(/[\w.~-]+)+")
 _MEANT = re.compile(r"did you mean (.+)\?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def is_loopback(host: str) -> bool:
+    """Nobody but this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +159,11 @@ class TrainConfig:
     """Samples that one worker trains on alone first."""
     merge_every_steps: int = 20
     """Steps between two merges of buffers such as BatchNorm's."""
+    log_grad_norm: bool = False
+    """Workers tell the monitor the norm of each gradient."""
+    meter: float = 0.0
+    """Share of the steps whose gradient is computed a second time, on the parameters that its push
+    has brought, to see what asynchrony does to it; each costs a step. Not for scripts."""
 
     @property
     def rule(self) -> Rule:
@@ -213,10 +228,7 @@ class NetConfig:
     @property
     def is_loopback(self) -> bool:
         """Nobody but this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
     @property
     def is_everywhere(self) -> bool:
@@ -271,6 +283,52 @@ class SaveConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorConfig:
+    """The monitor: a process of its own that watches the run and serves its dashboard."""
+
+    on: bool = True
+    """Watch the run. What it costs to be watched is in docs/benchmarks.md."""
+    host: str = "127.0.0.1"
+    """Address on which browsers are served."""
+    port: int = 0
+    """Port of that; 0 takes 8787, or any free one where that is taken."""
+    actions: bool = False
+    """The dashboard may drain workers and stop the run."""
+    access: bool = True
+    """Who looks must have the secret of the link. Only on the loopback may it be false."""
+    root_path: str = ""
+    """Path under which a proxy serves the dashboard, such as `/runs/7`."""
+    hosts: tuple[str, ...] = ()
+    """Names by which browsers may ask for it, besides `host` and the loopback's: a proxy's."""
+    log: tuple[str, ...] = ()
+    """Where values are logged too: `tensorboard`, `wandb`, `mlflow`, `trackio`."""
+    per_worker: int = 256
+    """Up to so many workers `/metrics` has values of each; above, of the 20 worst."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Nobody but this machine can ask."""
+        return is_loopback(self.host)
+
+    def check(self) -> None:
+        """Raises: ValueError for what makes no sense."""
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"monitor.port must be from 0 to 65535, got {self.port}")
+        if self.per_worker < 0:
+            raise ValueError(f"monitor.per_worker must be at least 0, got {self.per_worker}")
+        if not (self.access or self.is_loopback):
+            raise ValueError(
+                f"monitor.access is false and monitor.host is {self.host}: whoever reaches that "
+                "address could look. Leave monitor.access as it is"
+            )
+        if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
+            raise ValueError(f"monitor.root_path {self.root_path!r} is no path such as /runs/7")
+        for name in self.log:
+            if name not in LOGGERS:
+                raise ValueError(f"monitor.log: {name!r} is none of {', '.join(LOGGERS)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One training run. Every field has a default: `Job()` trains GoogLeNet on digits."""
 
@@ -292,8 +350,6 @@ class Job:
     """Of the first parameters and of the data's order."""
     run_dir: str = "runs"
     """Where run folders are made."""
-    dashboard: bool = True
-    """Accepted; has no effect yet."""
     threads: int = 0
     """Threads of torch in each worker; 0 divides the cores by the workers."""
     device: str = "cpu"
@@ -312,6 +368,7 @@ class Job:
     train: TrainConfig = field(default_factory=TrainConfig)
     net: NetConfig = field(default_factory=NetConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
@@ -379,9 +436,19 @@ class Job:
                 f"net.keys is {self.net.keys}, but connections over {self.net.host} are not "
                 "encrypted: add --set net.encrypt=true"
             )
+        self.monitor.check()
         # Checked here, so that a mistake is found before any process is started.
         Until.parse(self.until)
         _ = self.train.groups, self.worker_config
+        if not 0 <= self.train.meter <= 1:
+            raise ValueError(f"train.meter is a share, from 0 to 1, got {self.train.meter}")
+        downpour = self.train.downpour
+        is_plain = downpour.n_fetch == downpour.n_push == 1 and downpour.fetch_policy == "fresh"
+        if self.train.meter and not is_plain:
+            raise ValueError(
+                "train.meter needs n_fetch = n_push = 1 and fetch_policy 'fresh': it looks at what "
+                "the answer to a push has brought"
+            )
         self.net.compression.check(self.train.rule, self.train.clip_part_norm)
 
     @property
@@ -395,6 +462,8 @@ class Job:
             compression=self.net.compression,
             backup_bytes=self.save.backup_bytes,
             waits=self.save.ack == "durable",
+            meter=self.train.meter,
+            log_grad_norm=self.train.log_grad_norm,
         )
 
     def schedule(self, num_samples: int) -> Schedule:

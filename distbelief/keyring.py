@@ -3,10 +3,10 @@
     DIR/NAME.secret     the secret key, 40 characters of Z85; for its owner alone to read (0600)
     DIR/NAME.public     the public key, which is nobody's secret
 
-All servers of a run, its shards and its controller, share the pair `server`: so a worker knows them
-by one key, and has no secret of theirs. Every process has a pair of its own beside it, by which the
-servers know its name. Pairs are made for each start of a run, and end with it; those that lie in
-`net.keys` are used instead.
+All servers of a run, its shards, its controller and its monitor, share the pair `server`: so a
+worker knows them by one key, and has no secret of theirs. Every process has a pair of its own
+beside it, by which the servers know its name. Pairs are made for each start of a run, and end with
+it; those that lie in `net.keys` are used instead.
 """
 
 import os
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SERVER = "server"
 LAUNCHER = "launcher"
 """The launcher's own name where it asks the shards for what they have."""
+MONITOR = "monitor"
+"""It takes reports of workers and shards, and speaks to nobody."""
 
 
 class Keyring:
@@ -51,7 +53,7 @@ class Keyring:
                 fix=f"distbelief keys new {folder}",
             )
         self._server = pair(SERVER)
-        self._pairs = {name: pair(name) for name in (*workers, *shards, LAUNCHER)}
+        self._pairs = {name: pair(name) for name in (*workers, *shards, LAUNCHER, MONITOR)}
         self._workers = set(workers)
         self._shards = set(shards)
 
@@ -65,7 +67,7 @@ class Keyring:
         mine, server = self._pairs[name], self._server.public
         if name in self._workers:
             return Keys(mine=mine, server=server)
-        others = self._shards if name == LAUNCHER else {LAUNCHER}
+        others = self._shards if name in (LAUNCHER, MONITOR) else {LAUNCHER}
         names = {self._pairs[n].public: n for n in sorted(self._workers | others)}
         return Keys(mine=mine, server=server, serving=self._server.secret, names=names)
 

@@ -4,6 +4,7 @@ Every way out but kill -9 leaves RUN/result.json behind.
 """
 
 import contextlib
+import json
 import logging
 import os
 import secrets
@@ -278,11 +279,13 @@ def _run(
                 attempt=attempt,
                 digest="" if plan.train is None else plan.train.digest,
                 contract=None if checkpoint is None else plan.contract,
+                layout=None if plan.contract is None else plan.contract.layout,
             )
             folder.write_keys(run.listed_keys)
             with heeding(stop):
                 trained = run.train()
             run.journal.enter("evaluating", time.monotonic())
+            run.tell(time.monotonic())
         _keep(job, plan, folder, trained, result)
     except (StoppedNow, KeyboardInterrupt) as reason:
         result.exit = "stopped"
@@ -307,6 +310,8 @@ def _run(
             result.write(folder.path)
         except OSError as error:  # the caller still gets it
             logger.error("%s/result.json cannot be written: %s", folder.path, error)
+        if run is not None:
+            run.spectator.close(json.loads(result.to_json()), time.time())
     return result
 
 

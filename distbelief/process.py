@@ -6,6 +6,7 @@ The spec comes through standard input, for it holds the job's token and keys, wh
 in a list of processes or an environment.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,8 +14,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from distbelief.param_server.errors import (
 )
 from distbelief.param_server.identity import Identity
 from distbelief.param_server.ledger import Ledger, recall
+from distbelief.param_server.report import EVERY_S
+from distbelief.param_server.reporter import Reporter, ZmqSender, every_s
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.shared import Shared
@@ -148,11 +152,28 @@ def _run_replica(
     notice: "Notice",
 ) -> bool:
     """Returns: it has left before the end of the run."""
-    if job.script.path:
-        return run_script(
-            spec, job, control, lambda: ZmqClient(context, spec.keys), notice.is_taken
-        )
-    return _run_worker(spec, job, control, context, notice)
+    with _reporter_of(spec, job, context) as reporter:
+        if job.script.path:
+            transport = partial(ZmqClient, context, spec.keys)
+            return run_script(spec, job, control, transport, notice.is_taken, reporter)
+        return _run_worker(spec, job, control, context, notice, reporter)
+
+
+@contextlib.contextmanager
+def _reporter_of(
+    spec: Spec, job: Job, context: "zmq.Context[zmq.Socket[bytes]]"
+) -> Iterator[Reporter | None]:
+    """What tells the monitor; None where there is none."""
+    if not spec.monitor:
+        yield None
+        return
+    identity = Identity(run=spec.run, w=spec.name, inc=spec.inc, token=spec.token)
+    often = EVERY_S if spec.role == "shard" else every_s(job.workers)
+    reporter = Reporter(ZmqSender(context, spec.monitor, spec.keys), identity, often)
+    try:
+        yield reporter
+    finally:
+        reporter.close()
 
 
 def _run_worker(
@@ -161,6 +182,7 @@ def _run_worker(
     control: Control,
     context: "zmq.Context[zmq.Socket[bytes]]",
     notice: "Notice",
+    reporter: Reporter | None,
 ) -> bool:
     split = open_data(job, "train")
     assert split is not None  # every source has this one
@@ -180,6 +202,7 @@ def _run_worker(
         Locator(identity, lambda: ZmqClient(context, spec.keys), spec.controller),
         spec.history if job.save.history else None,
         notice.is_taken,
+        reporter,
     )
     logger.info("worker %s pid=%d begins", spec.name, os.getpid())
     worker.run()
@@ -233,9 +256,19 @@ def _run_shard(
     transport = listen(context, net.host, port, spec.port, spec.keys, net.is_encrypted)
     announce = net.announce
     halt = threading.Event()
+    stack = contextlib.ExitStack()
     try:
         saving = SnapshotConfig(every_s=job.save.every_s, backup_bytes=job.save.backup_bytes)
-        server = ShardServer(shard, transport, store, saving, shared=shared, ledger=ledger)
+        reporter = stack.enter_context(_reporter_of(spec, job, context))
+        server = ShardServer(
+            shard,
+            transport,
+            store,
+            saving,
+            shared=shared,
+            ledger=ledger,
+            reporter=reporter,
+        )
         control.ask(
             Serving(
                 run=spec.run,
@@ -267,6 +300,7 @@ def _run_shard(
         if server.storage_error is not None:
             raise Problem("DB-STORE-001", server.storage_error)
     finally:
+        stack.close()
         transport.close()
         shared.close()
         ledger.close()

@@ -1,5 +1,6 @@
 """Run: one run from start to end: start its processes, watch them, take what they trained."""
 
+import json
 import logging
 import math
 import secrets
@@ -7,29 +8,35 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import zmq
 
+from distbelief import __version__
+from distbelief.chronicle import Begin
+from distbelief.chronicler import Chronicler
 from distbelief.controller.account import Account
 from distbelief.controller.entry import HaltShards, StopWork
-from distbelief.controller.machine import Controller
+from distbelief.controller.machine import CONTROLLER, Controller
 from distbelief.controller.standby import Standby
 from distbelief.engine import Process
 from distbelief.folder import RunFolder
 from distbelief.job import Job, Until
 from distbelief.journal import Journal
-from distbelief.keyring import LAUNCHER, keyring_of
+from distbelief.keyring import LAUNCHER, MONITOR, keyring_of
 from distbelief.live import LiveLine
 from distbelief.open_files import allow_files
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.identity import Identity
+from distbelief.param_server.layout import Layout
 from distbelief.param_server.secret import Secret
 from distbelief.param_server.staleness import Staleness
 from distbelief.param_server.transport import ZmqClient
 from distbelief.problem import Problem
 from distbelief.result import Result
 from distbelief.signals import take_news
+from distbelief.spectator import Spectator
 from distbelief.staff import Staff
 from distbelief.stop import Stop, StoppedNow, stop_text
 from distbelief.tail import Tail
@@ -60,11 +67,13 @@ class Run:
         attempt: int = 1,
         digest: str = "",
         contract: Contract | None = None,
+        layout: Layout | None = None,
     ) -> None:
         """queue: where in the data to begin. attempt: 1, and one more at each resume.
 
-        digest: of the training split, which workers must see too. contract: what shards that
-        are restored go on with; None is what they were saved with.
+        layout: of the model, where the launcher knows it. digest: of the training split, which
+        workers must see too. contract: what shards that are restored go on with; None is what they
+        were saved with.
         """
         until = Until.parse(job.until)
         self._job = job
@@ -99,8 +108,18 @@ class Run:
             None if self._keyring is None else self._keyring.of(LAUNCHER),
             folder.logs,
             job.restarts,
+            self._say_of_controller,
+        )
+        self.spectator = Spectator(
+            job,
+            self._run,
+            folder.path,
+            self._token,
+            None if self._keyring is None else self._keyring.of(MONITOR),
+            begin_of(job, self._run, folder.path, attempt, layout),
             live.say,
         )
+        """Lives on until the result is told."""
         self.journal = Journal(folder, self._controller, job.shards, attempt)
         self._samples_before = queue.done_samples
         self._staff = Staff(
@@ -112,7 +131,10 @@ class Run:
             self._keyring,
             attempt,
             contract,
+            self._notice,
+            lambda: self.spectator.endpoint,
         )
+        self._chronicler = Chronicler(controller, self._staff)
         self._tail = Tail(folder.logs / "w0.out") if self._is_script else None
         self._account: Account | None = None
         """At the end, with what the shards have said of it."""
@@ -133,7 +155,9 @@ class Run:
         allow_files(self._job.workers)
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
+            self.spectator.start()
             self._standby.start()
+            self.spectator.wait()
             self._staff.start()
             self._watch()
             trained = self._finish(context)
@@ -187,6 +211,28 @@ class Run:
             for line in self._tail.lines(last=last):
                 self._live.say(line)
         self._live.update(self._controller.progress(now))
+        self.tell(now)
+
+    def tell(self, now: float) -> None:
+        """Tell the monitor what there is to tell."""
+        spectator = self.spectator
+        spectator.look()
+        for entry in self._chronicler.look(
+            now,
+            time.time(),
+            self.journal.state,
+            self.journal.checkpoint,
+            self._standby.num_restarts,
+            spectator.num_dropped,
+        ):
+            spectator.tell(entry)
+
+    def _notice(self, kind: str, who: str, text: str) -> None:
+        self._chronicler.notice(kind, who, text)
+
+    def _say_of_controller(self, text: str) -> None:
+        self._live.say(text)
+        self._notice("crash", CONTROLLER, text)
 
     def _check(self, now: float, began: float) -> None:
         """Whatever ends the run with an error."""
@@ -259,6 +305,7 @@ class Run:
                 now = time.monotonic()
                 self._staff.look_after_shards(now)
                 self._staff.start_due(now)
+                self.tell(now)
             trained, reports = fetching.result()
         try:
             self._folder.write("shards.json", reports)
@@ -313,6 +360,7 @@ class Run:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while not self._staff.are_shards_gone:
             self._standby.follow(TICK_S)
+            self.tell(time.monotonic())
             self._stop.raise_to(self._folder.asked_stop())
             if self._stop.level >= 2:
                 self._say_stop(2)
@@ -365,3 +413,30 @@ class Run:
                 f"{len(controller.bad_samples)} samples could not be read and were left out; the "
                 f"first is {name}: {why}"
             )
+
+
+def begin_of(job: Job, run: str, path: Path, attempt: int, layout: Layout | None) -> Begin:
+    """What the monitor is told of a job first. Nothing of it is secret."""
+    until = Until.parse(job.until)
+    unit, target = "epochs", float(until.epochs or 0)
+    if until.updates is not None:
+        unit, target = "updates", float(until.updates)
+    if until.seconds is not None:
+        unit, target = "seconds", float(until.seconds)
+    if job.script.path:
+        unit, target = "none", 0.0
+    return Begin(
+        at=time.time(),
+        run=run,
+        name=Path(job.script.path).name if job.script.path else job.model.factory,
+        attempt=attempt,
+        version=__version__,
+        engine=job.engine,
+        num_workers=job.workers,
+        num_shards=job.shards,
+        config=json.loads(job.to_json()),
+        parameters=0 if layout is None else layout.total,
+        unit=unit,
+        target=target,
+        run_path=str(path.resolve()),
+    )

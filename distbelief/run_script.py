@@ -11,6 +11,7 @@ from pathlib import Path
 from distbelief.job import Job
 from distbelief.param_server.errors import DistBeliefError
 from distbelief.param_server.identity import Identity
+from distbelief.param_server.reporter import Reporter
 from distbelief.param_server.transport import ClientTransport
 from distbelief.problem import Problem
 from distbelief.spec import Spec
@@ -35,10 +36,11 @@ def run_script(
     control: Control,
     make_transport: Callable[[], ClientTransport],
     is_leaving: Callable[[], bool] = lambda: False,
+    reporter: Reporter | None = None,
 ) -> bool:
     """Run it to its end, or until the run is stopped; then push what is left and leave.
 
-    is_leaving: as of `Worker`. Returns: it has left before the end of the run.
+    is_leaving, reporter: as of `Worker`. Returns: it has left before the end of the run.
     Raises: Problem for a script that raises, exits with an error, or trains nothing; Refused,
         ShardUnavailable, ControllerGone.
     """
@@ -57,6 +59,8 @@ def run_script(
         locate=Locator(identity, make_transport, spec.controller),
         history=spec.history if job.save.history else None,
         is_leaving=is_leaving,
+        reporter=reporter,
+        log_grad_norm=job.train.log_grad_norm,
     )
     session.set_current(joined)
     path = Path(job.script.path)

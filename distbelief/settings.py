@@ -34,7 +34,9 @@ FLAGS: Mapping[str, str] = {
     "until": "until",
     "seed": "seed",
     "run_dir": "run_dir",
-    "dashboard": "dashboard",
+    "dashboard": "monitor.on",
+    "allow_actions": "monitor.actions",
+    "log": "monitor.log",
 }
 """Flag, as Python spells it -> key of the job."""
 

@@ -75,6 +75,9 @@ class Solo:
     def count(self, num_samples: int, iteration: int) -> None:
         self._count += num_samples
 
+    def wait_for_data(self, seconds: float) -> None:
+        pass
+
     def uncount(self, num_samples: int) -> None:
         pass
 

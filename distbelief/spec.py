@@ -33,6 +33,8 @@ class Spec:
     """For a shard that is started again: where its workers look for it; 0 for any."""
     contract: str = ""
     """For a shard of a run that is resumed with another rate or length: what it goes on with."""
+    monitor: str = ""
+    """Where it sends its reports; empty where there is no monitor."""
     keys: Keys | None = None
     """What it needs to speak with the others; None where nothing is encrypted."""
 

@@ -42,8 +42,11 @@ class Staff:
         keyring: Keyring | None,
         attempt: int,
         contract: Contract | None,
+        notice: Callable[[str, str, str], None] = lambda kind, who, text: None,
+        monitor: Callable[[], str] = str,
     ) -> None:
-        """attempt, contract: as of `Run`. keyring: None where nothing is encrypted."""
+        """attempt, contract: as of `Run`. keyring: None where nothing is encrypted. notice: told
+        what happens, as of `Chronicler`. monitor: where reports go by now, empty for nowhere."""
         self.shard_restarts = 0
         self._job = job
         self._folder = folder
@@ -54,6 +57,8 @@ class Staff:
         self._token = token
         self._keyring = keyring
         self._contract = contract
+        self._notice = notice
+        self._monitor = monitor
         self._engine: Engine | None = None
         self._grants = Grants(folder.path, attempt)
         self._supervisor = Supervisor(job.restarts)
@@ -75,6 +80,18 @@ class Staff:
     def workers(self) -> list[str]:
         """All that were ever started, the newest last."""
         return list(self._workers)
+
+    @property
+    def shards(self) -> list[str]:
+        return list(self._shards)
+
+    def num_lost(self, name: str) -> int:
+        """How often a process of that name was lost."""
+        return self._supervisor.num_lost(name)
+
+    def is_given_up(self, name: str) -> bool:
+        """It is not started again."""
+        return name in self._given_up
 
     @property
     def has_given_up(self) -> bool:
@@ -226,7 +243,12 @@ class Staff:
     def _start_one(self, spec: Spec) -> None:
         """Start a process, under a number that none of its name had before."""
         # Where the controller is by now: it may have had to move.
-        spec = replace(spec, inc=self._grants.next(spec.name), controller=self._standby.endpoint)
+        spec = replace(
+            spec,
+            inc=self._grants.next(spec.name),
+            controller=self._standby.endpoint,
+            monitor=self._monitor(),
+        )
         self._specs[spec.name] = spec
         self._standby.do(Admit(spec.name))
         processes = self._shards if spec.role == "shard" else self._workers
@@ -272,6 +294,7 @@ class Staff:
         else:
             text += "; it is started again" + (f" in {delay:.1f} s" if delay else "")
         self._say(text)
+        self._notice("crash", name, f"{name} is lost: {why}")
         if not (controller.queue.is_stopped or controller.queue.is_finished):
             self._check_number()
         return True
@@ -303,9 +326,11 @@ class Staff:
         if self._controller.is_leaving(name) and name not in self._said_drained:
             self._said_drained.add(name)
             self._say(f"worker {name} was drained: what it had not finished goes to the others")
+            self._notice("leave", name, f"{name} has left, as it was asked to")
 
     def _drain(self, name: str) -> None:
         self._say(f"worker {name} is asked to leave")
+        self._notice("drain", name, f"{name} is asked to leave")
         self._standby.do(Leave(name))
 
     def _scale(self, number: int) -> None:
@@ -318,6 +343,7 @@ class Staff:
             self._say(f"{text} to {job.workers}")
             return
         self._say(f"from {len(active)} workers to {number}")
+        self._notice("scale", "", f"from {len(active)} workers to {number}")
         self._wanted = number
         for name in active[number:]:
             self._drain(name)
@@ -352,6 +378,7 @@ class Staff:
         # On the port it had, its workers find it without asking.
         self._specs[name] = replace(self._specs[name], port=int(port or self._specs[name].port))
         self._say(f"{name} {why}: it is started again {how}")
+        self._notice("crash", name, f"{name} {why}")
 
     def _give_up_silent(self, now: float, running: list[Process]) -> None:
         """A worker that is frozen holds leases that nobody else gets: end it."""

@@ -57,6 +57,7 @@ from distbelief.param_server.protocol import (
 )
 from distbelief.param_server.shared import VECTORS, vector_bytes, worker_bytes
 from distbelief.param_server.slab import SlabReader
+from distbelief.param_server.traffic import Traffic
 from distbelief.param_server.transport import ClientTransport, Frame
 
 logger = logging.getLogger(__name__)
@@ -193,8 +194,11 @@ class Client:
         self._patience = patience or Patience()
         self._clock = clock
         self._sleep = sleep
+        self.traffic = Traffic()
+        """What passes; any thread may look."""
+        hooks = (self._hello, self._take_welcome, self.traffic)
         self._links = [
-            Link(index, endpoint, transport, self._patience, clock, self._hello, self._take_welcome)
+            Link(index, endpoint, transport, self._patience, clock, *hooks)
             for index, endpoint in enumerate(endpoints)
         ]
         self._messages: tuple[_Message, ...] = ()
@@ -699,6 +703,8 @@ class Client:
         frames: list[Frame],
     ) -> None:
         assert isinstance(reply, Ack)
+        if link.index in self._slabs and not parcel.frames:
+            self.traffic.sent_bytes += 4 * sum(part.numel for part in parcel.parts)
         if ticket.into is not None:
             self._fill(link, ticket, ticket.into, reply, frames)
         pushed = ticket.pushed
@@ -794,9 +800,24 @@ class Client:
         frames: list[Frame],
     ) -> None:
         """Bring the parts of a reply into a worker's copy. Everything is looked at first."""
+        began = self._clock()
+        try:
+            self._fill_parts(link, ticket, into, reply, frames)
+        finally:
+            self.traffic.fill_s += self._clock() - began
+
+    def _fill_parts(
+        self,
+        link: Link,
+        ticket: Ticket,
+        into: Fetched,
+        reply: Params | Ack,
+        frames: list[Frame],
+    ) -> None:
         parts = [self.layout.parts[index] for index in reply.part]
         if link.index in self._slabs and not reply.numel and not frames:
             self._read(link, ticket, into, parts, reply.bseq)
+            self.traffic.received_bytes += 4 * sum(part.numel for part in parts)
             return
         form = self._back(link)
         sizes = [memoryview(frame).nbytes for frame in frames]

@@ -173,14 +173,15 @@ class Doorkeeper:
         sock.setsockopt(zmq.ZAP_DOMAIN, DOMAIN.encode())
         sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
-    def test(self, endpoint: str) -> None:
+    def test(self, endpoint: str, kind: int = zmq.DEALER) -> None:
         """Knock at a bound socket with a key that nobody has listed.
 
+        kind: of socket that may connect to it.
         Raises: DoorkeeperFailed if anything but a refusal comes of it.
         """
         knocking = Keys(mine=Pair.new(), server=self._keys.server)
         self.authenticator.own_test = knocking.mine.public.encode()
-        event = knock(self._context, endpoint, knocking)
+        event = knock(self._context, endpoint, knocking, kind)
         if event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             raise DoorkeeperFailed(
                 f"{endpoint} did not refuse a key that is not listed (event {event}): it would "
@@ -193,14 +194,18 @@ class Doorkeeper:
 
 
 def knock(
-    context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str, keys: Keys | None
+    context: "zmq.Context[zmq.Socket[bytes]]",
+    endpoint: str,
+    keys: Keys | None,
+    kind: int = zmq.DEALER,
 ) -> int | None:
     """Shake hands with a server, by keys or in the clear, and go.
 
+    kind: of socket that the server takes.
     Returns: zmq.EVENT_HANDSHAKE_SUCCEEDED, EVENT_HANDSHAKE_FAILED_AUTH (the key is not listed), or
     another event of a handshake; None if none came in SELF_TEST_S.
     """
-    sock = context.socket(zmq.DEALER)
+    sock = context.socket(kind)
     sock.setsockopt(zmq.LINGER, 0)
     if "[" in endpoint:
         sock.setsockopt(zmq.IPV6, 1)

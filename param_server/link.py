@@ -38,6 +38,7 @@ from distbelief.param_server.protocol import (
     Welcome,
     encode,
 )
+from distbelief.param_server.traffic import Traffic, Trip
 from distbelief.param_server.transport import ClientTransport, Frame
 
 _REPLY_OF: dict[type, type] = {
@@ -120,6 +121,7 @@ class _Open:
     asked_at: float
     first_asked_at: float
     make: Make | None = None
+    sent_at: float = 0.0
 
 
 class Link:
@@ -134,9 +136,11 @@ class Link:
         clock: Callable[[], float],
         hello: Callable[["Link"], tuple[Hello, Sequence[Frame]]],
         take_welcome: Callable[["Link", Welcome, list[Frame]], Sequence[tuple[Make, Take]]],
+        traffic: Traffic | None = None,
     ) -> None:
         """hello: makes the message that opens a connection. take_welcome: gets the answer, and
-        returns what has to be sent again before everything that is open."""
+        returns what has to be sent again before everything that is open. traffic: where it is
+        counted what passes."""
         self.index = index
         self.endpoint = endpoint
         self.cut_at: float | None = None
@@ -154,6 +158,7 @@ class Link:
         self._clock = clock
         self._hello = hello
         self._take_welcome = take_welcome
+        self._traffic = traffic or Traffic()
         self._has_left = False
         self._again_at = float("inf")
         self._open: deque[_Open] = deque()
@@ -224,7 +229,8 @@ class Link:
             return
         if not self._open:
             return  # the reply to a request that was given up
-        head = self._open[0]
+        head, came_at = self._open[0], self._clock()
+        self._traffic.received_bytes += sum(memoryview(frame).nbytes for frame in frames[1:])
         try:
             reply = REPLIES.decode(frames[0])
             assert isinstance(reply, AnyReply)  # the codec knows no other messages
@@ -246,6 +252,9 @@ class Link:
         if isinstance(reply, Welcome | Params | Ack) and reply.credits:
             self.credits = reply.credits
         head.ticket.count_down()
+        if isinstance(reply, Params | Ack):
+            seconds = came_at - head.sent_at
+            self._traffic.trips.append(Trip(self.index, isinstance(reply, Ack), seconds))
         self._send_on()
         if self._open:  # a shard that answers one after the other is not silent
             following = self._open[0]
@@ -271,6 +280,8 @@ class Link:
             entry = self._open[self._num_sent]
             self._num_sent += 1
             self._transport.send(self.index, [encode(entry.message), *entry.payload])
+            entry.sent_at = self._clock()
+            self._traffic.sent_bytes += sum(memoryview(one).nbytes for one in entry.payload)
 
     def _greet(self, ticket: Ticket, hello: tuple[Hello, Sequence[Frame]]) -> None:
         message, payload = hello
@@ -327,6 +338,7 @@ class Link:
                 f"{now - since:.0f} s: is its process alive, and is its port open from this host?"
             )
         self._again_at = float("inf")
+        self._traffic.retries += 1
         self.cut_at = now if self.cut_at is None else self.cut_at
         hello = self._hello(self)  # it tells of what is open
         self._open.clear()

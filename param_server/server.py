@@ -25,6 +25,9 @@ from distbelief.param_server.protocol import (
     Welcome,
     encode,
 )
+from distbelief.param_server.register import Register, Saving
+from distbelief.param_server.report import ShardReport
+from distbelief.param_server.reporter import Head, Reporter
 from distbelief.param_server.shard import CREDITS_MAX, Payload, Reply, Shard
 from distbelief.param_server.shared import Shared
 from distbelief.param_server.snapshot import SnapshotStore
@@ -41,6 +44,9 @@ IDLE_S = 0.5
 
 AGAIN_S = 1.0
 """From a snapshot that failed to the next try, at least."""
+
+AT_ONCE_S = 2e-4
+"""A message that came within so short a wait was there already."""
 
 SWEEP_S = 1.0
 """How often it looks whether the processes whose memory it has mapped still live."""
@@ -81,10 +87,11 @@ def respond(
     now: float,
     shared: Shared | None = None,
     speaker: str | None = None,
+    on_handled: Callable[[AnyRequest, Reply], None] | None = None,
 ) -> Reply:
     """Decode one message, let the shard handle it; junk gets one short refusal and is counted.
 
-    speaker: as of `ServerTransport`.
+    speaker: as of `ServerTransport`. on_handled: called with what was no junk.
     """
     try:
         if not frames:
@@ -101,6 +108,8 @@ def respond(
     reply = shard.handle(peer, message, payload, now, speaker)
     if shared is not None:
         reply = _share(shard, peer, message, reply, shared)
+    if on_handled is not None:
+        on_handled(message, reply)
     return reply
 
 
@@ -139,10 +148,12 @@ class ShardServer:
         clock: Callable[[], float] = time.monotonic,
         shared: Shared | None = None,
         ledger: Ledger | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         """store: None keeps nothing on disk. ledger: the one that the shard's `on_push` writes.
         shared: the one that made the shard's home; None
-        serves over the transport alone. It is the caller's to close."""
+        serves over the transport alone. reporter: tells the monitor; None tells nobody. Both are
+        the caller's to close."""
         self.shard = shard
         self._transport = transport
         self._store = store
@@ -154,6 +165,10 @@ class ShardServer:
         """By peer, bytes of the replies to it that are still held here."""
         self._shared = shared
         self._swept_at = clock()
+        self._reporter = reporter
+        self._register = None if reporter is None else Register(shard)
+        self._save_s = 0.0
+        """That the newest snapshot took to write."""
         self._saver: _Saver | None = None
         shard.is_stalled = store is None
         self._ledger = ledger
@@ -185,6 +200,7 @@ class ShardServer:
 
     def answer(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` for one message and answer it. Returns: there was one."""
+        asked_at = self._clock()
         try:
             received = self._transport.recv(timeout_s)
         except RemoteProtocolError as error:
@@ -197,7 +213,16 @@ class ShardServer:
                 self.shard.counts["unread"] += 1
                 return True
             speaker = self._transport.speaker
-            reply = respond(self.shard, peer, frames, self._clock(), self._shared, speaker)
+            began = self._clock()
+
+            def note(request: AnyRequest, reply: Reply) -> None:
+                assert self._register is not None
+                payload = sum(memoryview(frame).nbytes for frame in frames[1:]), _size(reply)
+                seconds, has_waited = self._clock() - began, began - asked_at > AT_ONCE_S
+                self._register.note(request, reply.message, seconds, payload, has_waited=has_waited)
+
+            on_handled = None if self._register is None else note
+            reply = respond(self.shard, peer, frames, began, self._shared, speaker, on_handled)
             del received, frames  # the memory of a push goes back before that of the next comes
             delivery = self._transport.send(peer, [encode(reply.message), *reply.payload])
             if delivery is None:
@@ -222,6 +247,19 @@ class ShardServer:
         if self._shared is not None and self._clock() - self._swept_at >= SWEEP_S:
             self._swept_at = self._clock()
             self._shared.sweep()
+        if self._reporter is not None and self._reporter.is_due:
+            self._reporter.tell(self._report)
+
+    def _report(self, head: Head) -> ShardReport:
+        assert self._register is not None
+        saved = self.saved
+        saving = Saving(
+            name="" if saved is None else saved.name,
+            at=0.0 if saved is None else head["at"] - (self._clock() - saved.taken_at),
+            seconds=self._save_s,
+            error=sayable(self.storage_error or ""),
+        )
+        return self._register.report(head, saving)
 
     def _reads_not(self, peer: bytes) -> bool:
         """It asks and does not read: twice what it has credits for is held here for it.
@@ -296,6 +334,7 @@ class ShardServer:
         changes, start = self._saver.changes, self._saver.start_of_ledger
         self._saver = None
         self._saved_at = self._clock()
+        self._save_s = self._saved_at - taken_at
         image.release()
         if error is None:
             self._saved_changes = changes

@@ -295,6 +295,11 @@ class Shard:
             self.parts[part.index].durable = dict(part.table)
 
     @property
+    def num_workers(self) -> int:
+        """Workers that have said hello and have not left."""
+        return len(self._incarnations) - len(self._has_left)
+
+    @property
     def num_undurable(self) -> int:
         """Pushes of the worker that has most of them that are in no snapshot.
 
@@ -586,7 +591,7 @@ class Shard:
 
     def _credits(self) -> int:
         """How many messages each worker may have under way: whole ones, however short the last."""
-        workers = max(1, len(self._incarnations) - len(self._has_left))
+        workers = max(1, self.num_workers)
         return min(max(self.config.budget // (workers * self._message_bytes), 1), CREDITS_MAX)
 
     def _values(

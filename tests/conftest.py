@@ -32,6 +32,9 @@ leaks.track_zmq()
 # the tests, to which some send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A run has a monitor in the tests that are about it, and nowhere else: each takes half a second.
+os.environ["DISTBELIEF_MONITOR__ON"] = "false"
+
 # A deadline per example measures how busy the machine is; the timeout per test stays.
 # In CI the examples are the same each time, so that a red run means a change.
 hypothesis.settings.register_profile(

@@ -21,6 +21,7 @@ so the first push carries one gradient and later ones n_push, as a sum. Two fetc
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from copy import copy
@@ -38,6 +39,7 @@ from distbelief.param_server.layout import layout_of
 from distbelief.param_server.link import Ticket
 from distbelief.param_server.protocol import checksum
 from distbelief.param_server.schedule import Schedule
+from distbelief.param_server.traffic import Traffic
 from distbelief.param_server.update import make_rule
 from distbelief.workers import session
 from distbelief.workers.arena import Arena
@@ -261,6 +263,8 @@ class Downpour(torch.optim.Optimizer):
         self._is_fetch_due = False
         self.num_steps = 0
         """Steps taken."""
+        self.exchange_s = 0.0
+        """Of the newest step: from when its gradient was there until the next one may begin."""
         self.last_samples = 0
         """Samples of the newest step."""
         self._loss: Reading | None = None
@@ -361,6 +365,17 @@ class Downpour(torch.optim.Optimizer):
         return reading
 
     @property
+    def traffic(self) -> Traffic:
+        """What passes between this replica and the shards."""
+        return self._comm.connect().traffic
+
+    def grad_norm(self) -> float:
+        """L2 norm of the gradient that is there after backward. Reads it back from a device."""
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        norms = torch._foreach_norm([grad for grad in grads if grad is not None])
+        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+    @property
     def last_loss(self) -> float | None:
         """What the closure of the newest step returned."""
         return None if self._loss is None else self._loss.value
@@ -387,6 +402,7 @@ class Downpour(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._loss = None if loss is None else self._staging.read(torch.as_tensor(loss))
+        began = time.monotonic()
         self._check_settings()
         self._check_parameters()
         if self._overlap is not None and self._overlap.is_open:
@@ -407,6 +423,7 @@ class Downpour(torch.optim.Optimizer):
             if self._overlaps_later:
                 self._decide_to_overlap()
         self._announced = 0
+        self.exchange_s = time.monotonic() - began
         if self._module is not None and self.num_steps % MERGE_EVERY_STEPS == 0:
             self.merge_buffers()
         if self._session is not None:

@@ -14,9 +14,11 @@ from distbelief.param_server.compress import Compression
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.history import History
 from distbelief.param_server.identity import Identity
+from distbelief.param_server.reporter import Reporter
 from distbelief.param_server.transport import ClientTransport
 from distbelief.workers.comm import Calls, Comm
 from distbelief.workers.control import Control
+from distbelief.workers.diary import Diary
 from distbelief.workers.lease import Lease
 from distbelief.workers.notes import (
     Beat,
@@ -63,6 +65,8 @@ class Joined:
         locate: Callable[[], Sequence[str]] | None = None,
         history: Path | None = None,
         is_leaving: Callable[[], bool] = lambda: False,
+        reporter: Reporter | None = None,
+        log_grad_norm: bool = False,
     ) -> None:
         """control: the caller's to close. The rest: as of `Worker`."""
         self.info = info
@@ -107,6 +111,10 @@ class Joined:
         self._has_given = False
         self._has_trained = False
         """In this iteration."""
+        self._reporter = reporter
+        self._log_grad_norm = log_grad_norm
+        self._diary = Diary()
+        self._seen_pushes = 0
 
     @property
     def is_shared(self) -> bool:
@@ -148,6 +156,7 @@ class Joined:
 
     def begin(self, downpour: Replica) -> None:
         self.downpour = downpour
+        self._diary.begin(self._clock())
         self._tell(0)
 
     def stepped(self, downpour: Replica) -> None:
@@ -165,6 +174,7 @@ class Joined:
             )
             logger.warning(text)
             sys.stderr.write(f"distbelief: {text}\n")
+        self._write_down(downpour)
         self._tell(downpour.last_samples)
         if self._is_leaving():
             self._leave()
@@ -231,6 +241,9 @@ class Joined:
         self._count += num_samples
         self.num_counted += num_samples
 
+    def wait_for_data(self, seconds: float) -> None:
+        self._diary.wait_for_data(seconds)
+
     def uncount(self, num_samples: int) -> None:
         self._dropped += num_samples
 
@@ -254,6 +267,25 @@ class Joined:
         """End the comm thread. May be called twice."""
         if self._comm is not None:
             self._comm.close()
+
+    def _write_down(self, downpour: Replica) -> None:
+        """A step, for the monitor."""
+        pushed = downpour.last_pushed if downpour.num_answered > self._seen_pushes else None
+        self._seen_pushes = downpour.num_answered
+        now = self._clock()
+        self._diary.end(
+            now,
+            time.time(),
+            downpour.exchange_s,
+            downpour.traffic,
+            downpour.last_samples,
+            None if pushed is None else pushed.staleness,
+            0 if pushed is None else pushed.version,
+            downpour.grad_norm() if self._log_grad_norm else None,
+        )
+        self._diary.learn_loss(downpour.last_loss)
+        if self._reporter is not None and self._reporter.is_due:
+            self._reporter.tell(lambda head: self._diary.report(head, now, downpour.traffic))
 
     def _settle(self) -> None:
         """Have every push answered, and tell it."""

@@ -5,6 +5,7 @@ workers visit every sample once in it, a fast one more of them than a slow one. 
 not shuffle, and those of a script that was started by itself, are torch's own.
 """
 
+import time
 from collections.abc import Iterator, Sized
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.utils.data import IterableDataset, Sampler
 from distbelief.workers import session
 from distbelief.workers.order import epoch_order
 from distbelief.workers.session import Session
+
+_END = object()
 
 
 class DataLoader(torch.utils.data.DataLoader[Any]):  # Any: whatever the dataset holds
@@ -67,7 +70,12 @@ class DataLoader(torch.utils.data.DataLoader[Any]):  # Any: whatever the dataset
     def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:  # Any: batches of anything
         here, size, done, iteration = session.current(), self.batch_size or 1, 0, 0
         here.forget_count()
-        for batch in batches:
+        while True:
+            began = time.monotonic()
+            batch = next(batches, _END)
+            here.wait_for_data(time.monotonic() - began)
+            if batch is _END:
+                break
             given = self._leases.num_given if self._leases is not None else len(self.dataset)  # type: ignore[arg-type]  # torch shuffles only what has a length
             if self._leases is not None:
                 iteration = iteration or self._leases.iteration

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from distbelief.param_server.client import Pushed
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.traffic import Traffic
 from distbelief.workers.comm import Calls
 from distbelief.workers.lease import Lease
 from distbelief.workers.notes import Outcome
@@ -44,6 +46,16 @@ class Replica(Protocol):
 
     @property
     def last_loss(self) -> float | None: ...
+
+    exchange_s: float
+
+    @property
+    def last_pushed(self) -> Pushed | None: ...
+
+    @property
+    def traffic(self) -> Traffic: ...
+
+    def grad_norm(self) -> float: ...
 
     @property
     def claimed_samples(self) -> int: ...
@@ -113,6 +125,10 @@ class Session(Protocol):
 
         Raises: ValueError where a later iteration has begun.
         """
+        ...
+
+    def wait_for_data(self, seconds: float) -> None:
+        """So long a batch was waited for."""
         ...
 
     def uncount(self, num_samples: int) -> None:

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,16 @@ from distbelief.param_server.errors import DistBeliefError, RemoteProtocolError
 from distbelief.param_server.history import History
 from distbelief.param_server.identity import Identity
 from distbelief.param_server.layout import trainable
+from distbelief.param_server.reporter import Reporter
 from distbelief.param_server.transport import ClientTransport
 from distbelief.param_server.wire import sayable
 from distbelief.workers.comm import Comm
 from distbelief.workers.control import Control
+from distbelief.workers.diary import Diary
 from distbelief.workers.downpour import Downpour, DownpourConfig
 from distbelief.workers.feed import Batch, Feed, move
 from distbelief.workers.lease import Lease
+from distbelief.workers.meter import Meter
 from distbelief.workers.notes import (
     Bad,
     Beat,
@@ -86,6 +89,10 @@ class WorkerConfig:
     """Pushed gradients that are kept until they are durable, in bytes; see backup.py."""
     waits: bool = False
     """A push is done when it is durable."""
+    meter: float = 0.0
+    """Share of the steps whose gradient is computed again; see meter.py."""
+    log_grad_norm: bool = False
+    """Tell the monitor the norm of each gradient."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "merge_every_steps"):
@@ -129,13 +136,15 @@ class Worker:
         locate: Callable[[], Sequence[str]] | None = None,
         history: Path | None = None,
         is_leaving: Callable[[], bool] = lambda: False,
+        reporter: Reporter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """model: in its first state, the same on every worker. control: the caller's to close.
 
         make_transport: called in the comm thread, which closes what it returns.
         locate: as of `Client`. history: folder for a `History`. is_leaving: asked between two
-        steps: the machine is about to go away.
+        steps: the machine is about to go away. reporter: the caller's to close; None tells no
+        monitor.
         """
         self.is_drained = False
         """It has left, or leaves, before the end of the run."""
@@ -164,6 +173,11 @@ class Worker:
         """Samples that were not trained on: (trained on before them, how many)."""
         self._answered_left_out = 0
         self._bad: set[str] = set()
+        self._reporter = reporter
+        self._diary = Diary(device=config.device)
+        self._meter = Meter(
+            self._model, partial(loss_of, self._model), config.meter, seed=identity.inc
+        )
 
     def run(self) -> None:
         """Train until told to halt.
@@ -224,7 +238,9 @@ class Worker:
     def _train(self, downpour: Downpour, feed: Feed) -> None:
         self._model.train()
         while not self._is_halted:
-            for batch in feed.round():
+            self._diary.skip(time.monotonic())
+            batches = feed.round()
+            while (batch := self._wait_for(batches)) is not None:
                 self._take(downpour, batch)
                 if self._should_leave():
                     break  # what was read ahead is for others
@@ -236,6 +252,12 @@ class Worker:
                 self._control.pause()
         self._merge(downpour)
         downpour.leave()
+
+    def _wait_for(self, batches: Iterator[Batch]) -> Batch | None:
+        began = time.monotonic()
+        batch = next(batches, None)
+        self._diary.wait_for_data(time.monotonic() - began)
+        return batch
 
     def _should_leave(self) -> bool:
         """Whether to go before the end of the run; the controller is told at once."""
@@ -292,12 +314,33 @@ class Worker:
         """Train on a batch; returns its loss, which a device may not have computed yet."""
         inputs = move(batch.inputs, self._config.device)
         targets = move(batch.targets, self._config.device)
+        began = time.monotonic()
         downpour.zero_grad()
         downpour.announce(batch.num_good)
+        self._meter.begin()
         loss = loss_of(self._model, self._model(inputs), targets)
         reading = downpour.watch(loss, partial(self._check, downpour.num_steps, batch))
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self._diary.compute(time.monotonic() - began)
+        self._meter.keep(loss)
+        norm = downpour.grad_norm() if self._config.log_grad_norm else None
+        answered = downpour.num_answered
         downpour.step(samples=batch.num_good)
+        pushed = downpour.last_pushed if downpour.num_answered > answered else None
+        self._diary.end(
+            time.monotonic(),
+            time.time(),
+            downpour.exchange_s,
+            downpour.traffic,
+            batch.num_good,
+            None if pushed is None else pushed.staleness,
+            0 if pushed is None else pushed.version,
+            norm,
+        )
+        if pushed is not None:
+            measured = self._meter.measure(inputs, targets, pushed.staleness)
+            if measured is not None:
+                self._diary.measure(measured)
         self._samples += batch.num_good
         self._samples_since_merge += batch.num_good
         self._steps_since_merge += 1
@@ -321,9 +364,13 @@ class Worker:
         while self._untold and (wait or self._untold[0][1].is_there):
             samples, loss = self._untold.popleft()
             self._tell(downpour, samples, loss.value)
+            self._diary.learn_loss(loss.value)
             has_told = True
         if not has_told:
             self._tell(downpour, 0, 0.0)
+        if self._reporter is not None and self._reporter.is_due:
+            now, traffic = time.monotonic(), downpour.traffic
+            self._reporter.tell(lambda head: self._diary.report(head, now, traffic))
 
     def _tell(self, downpour: Downpour, samples: int, loss: float) -> None:
         """Tell what a step brought, and what of earlier steps was answered since."""

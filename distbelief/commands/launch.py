@@ -73,7 +73,18 @@ class LaunchCommand(click.Command):
 @click.option("--seed", type=int, metavar="N", help="Of the first parameters and the data's order.")
 @click.option("--run-dir", metavar="DIR", help="Where run folders are made; ./runs by default.")
 @click.option(
-    "--dashboard/--no-dashboard", default=None, help="Accepted; has no effect in this version."
+    "--dashboard/--no-dashboard", default=None, help="Watch the run, and serve what is seen of it."
+)
+@click.option(
+    "--allow-actions/--no-allow-actions",
+    default=None,
+    help="Have the dashboard drain workers and stop the run.",
+)
+@click.option(
+    "--log",
+    metavar="NAMES",
+    callback=lambda ctx, param, names: names and names.split(","),
+    help="Log values too: tensorboard, wandb, mlflow, trackio; by commas.",
 )
 @click.option(
     "--config",

@@ -481,7 +481,7 @@ class Fleet:
         self.flush()
         was = int(self.inc[i])
         self.inc[i], self.n[i] = inc, 0
-        if was < 0:
+        if was <= 0:  # 0: started, and not heard of yet
             return
         self.back_at[i], self.back_pushes[i] = now, 0
         self.steps[i] = self.samples[i] = 0

@@ -25,6 +25,7 @@ HEAVY = {"torch", "ray", "zmq", "numpy", "rich", "sklearn", "aiohttp"}
 def _home_without_settings(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("DISTBELIEF_MONITOR__ON")
 
 
 def invoke(*args: str):

@@ -18,6 +18,7 @@ from tests.helpers.folders import end, kill, make_run, write_checkpoint, write_s
 def here(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("DISTBELIEF_MONITOR__ON")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

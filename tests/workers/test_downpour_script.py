@@ -503,7 +503,8 @@ def test_groups_keep_rates_and_decays_of_their_own():
         {"params": [plain.bias]},
     ]
     train(torch.optim.SGD(theirs, lr=LR, momentum=0.9), plain, batches(6))
-    same(model, plain)
+    # Not to the bit: how the ends of a vector are summed depends on where it lies in memory.
+    same(model, plain, 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""A worker's diary: its steps as a report tells them."""
+
+import math
+
+import pytest
+
+from distbelief.param_server.report import STEPS_MAX, UNKNOWN
+from distbelief.param_server.reporter import Head
+from distbelief.param_server.traffic import Traffic, Trip
+from distbelief.workers.diary import OPEN_MAX, Diary
+from distbelief.workers.meter import Measurement
+
+HEAD = Head(
+    run="job", token="t", name="w0", inc=1, n=1, at=1.8e9, span_s=1.0, pid=7, host="h", rss_bytes=1
+)
+
+
+def step(diary: Diary, now: float, traffic: Traffic, *, exchange: float = 0.1, **more) -> None:
+    told = {"samples": 32, "staleness": 3, "version": 9, **more}
+    diary.end(now, 1.8e9 + now, exchange, traffic, **told)
+
+
+def test_the_phases_are_parts_of_the_step():
+    diary, traffic = Diary(), Traffic()
+    diary.begin(0.0)
+    diary.wait_for_data(0.2)
+    diary.compute(0.6)
+    traffic.fill_s = 0.03
+    step(diary, 1.0, traffic)
+    diary.learn_loss(1.5)
+    report = diary.report(HEAD, 1.25, traffic)
+    assert (report.data_s, report.compute_s) == ((0.2,), (0.6,))
+    assert report.fetch_s == (0.03,)
+    assert report.push_s == pytest.approx((0.07,))
+    assert (report.step_s, report.end) == ((1.0,), (1.8e9 + 1.0,))
+    assert (report.loss, report.has_loss) == ((1.5,), (True,))
+    assert (report.staleness, report.has_push, report.version) == ((3,), (True,), (9,))
+    assert report.grad_norm == (UNKNOWN,)
+    assert (report.num_steps, report.num_samples, report.busy_s) == (1, 32, 0.25)
+
+
+def test_of_a_script_compute_is_what_the_waits_leave():
+    diary, traffic = Diary(), Traffic()
+    diary.begin(0.0)
+    diary.wait_for_data(0.25)
+    step(diary, 1.0, traffic, exchange=0.25)
+    diary.learn_loss(None)
+    report = diary.report(HEAD, 1.0, traffic)
+    assert report.compute_s == (0.5,)
+    assert report.has_loss == (False,)
+
+
+def test_copying_is_no_more_than_what_was_waited():
+    """Most of it happens while other answers are on their way, or backward still runs."""
+    diary, traffic = Diary(), Traffic()
+    diary.begin(0.0)
+    traffic.fill_s = 5.0
+    step(diary, 1.0, traffic)
+    diary.learn_loss(1.0)
+    report = diary.report(HEAD, 1.0, traffic)
+    assert (report.fetch_s, report.push_s) == ((0.1,), (0.0,))
+
+
+def test_a_step_is_told_once_its_loss_is_known():
+    diary, traffic = Diary(), Traffic()
+    diary.begin(0.0)
+    for i in range(3):
+        step(diary, i + 1.0, traffic)
+    diary.learn_loss(2.0)
+    diary.learn_loss(math.nan)
+    first = diary.report(HEAD, 3.0, traffic)
+    assert (first.loss, first.has_loss) == ((2.0, 0.0), (True, False))
+    assert first.num_steps == 3
+    diary.learn_loss(1.0)
+    assert diary.report(HEAD, 3.0, traffic).loss == (1.0,)
+    assert diary.report(HEAD, 3.0, traffic).end == ()
+
+
+def test_a_loss_that_never_comes_holds_nothing_up():
+    diary, traffic = Diary(), Traffic()
+    for i in range(OPEN_MAX + 2):
+        step(diary, float(i), traffic)
+    assert diary.report(HEAD, 0.0, traffic).has_loss == (False, False)
+
+
+def test_only_the_newest_steps_and_trips_are_kept():
+    diary, traffic = Diary(), Traffic()
+    for i in range(STEPS_MAX + 50):
+        step(diary, float(i), traffic)
+        diary.learn_loss(float(i))
+        for shard in range(4):
+            traffic.trips.append(Trip(shard, True, 0.001))
+    report = diary.report(HEAD, 0.0, traffic)
+    assert len(report.loss) == STEPS_MAX
+    assert report.loss[-1] == STEPS_MAX + 49
+    assert len(report.trip_s) == traffic.trips.maxlen
+
+
+def test_counts_are_of_the_span():
+    diary, traffic = Diary(), Traffic()
+    traffic.sent_bytes, traffic.received_bytes, traffic.retries = 100, 50, 1
+    first = diary.report(HEAD, 0.0, traffic)
+    traffic.sent_bytes += 7
+    second = diary.report(HEAD, 0.0, traffic)
+    assert (first.sent_bytes, first.received_bytes, first.retries) == (100, 50, 1)
+    assert (second.sent_bytes, second.received_bytes, second.retries) == (7, 0, 0)
+
+
+def test_where_there_was_no_work_was_no_step():
+    diary, traffic = Diary(), Traffic()
+    diary.begin(0.0)
+    step(diary, 1.0, traffic)
+    diary.wait_for_data(50.0)
+    diary.skip(60.0)
+    step(diary, 61.0, traffic)
+    diary.learn_loss(1.0)
+    diary.learn_loss(1.0)
+    report = diary.report(HEAD, 61.0, traffic)
+    assert report.step_s == (1.0, 1.0)
+    assert report.data_s == (0.0, 0.0)
+
+
+def test_what_the_meter_has_seen_is_told_once():
+    diary, traffic = Diary(), Traffic()
+    diary.measure(Measurement(4, 0.9, -0.1, 0.95))
+    diary.measure(Measurement(4, math.nan, -0.1, 0.95))
+    report = diary.report(HEAD, 0.0, traffic)
+    assert (report.meter_staleness, report.meter_cosine) == ((4,), (0.9,))
+    assert diary.report(HEAD, 0.0, traffic).meter_rate == ()
