@@ -51,3 +51,12 @@ def samples_of(text):
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
+
+
+def labels_by_name(text):
+    """Every name of a sample, and the labels that it really has."""
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
