@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from distbelief.chronicle import Begin, End, Event
+from distbelief.job import LOGGERS
 from distbelief.monitor.logger import Missing, flat, package
 from distbelief.monitor.loggers import EVERY_S, MAKERS, QUEUE, TRIES, Loggers, Scribe
 from distbelief.monitor.simulate import Simulation
@@ -155,6 +156,10 @@ def test_a_logger_that_there_is_not_is_said_and_left_out(caplog):
         "there is no logger 'tensorbored'; monitor.log may name tensorboard, wandb" in caplog.text
     )
     assert loggers.counts() == {"trackio": (0, 0)}
+
+
+def test_the_configuration_takes_the_loggers_that_there_are():
+    assert tuple(LOGGERS) == tuple(MAKERS)
 
 
 # Nothing waits for a logger.
@@ -376,7 +381,13 @@ def test_mlflow(monkeypatch, is_known):
 
 
 def _trackio_init(
-    project, name=None, config=None, resume="never", embed=True, auto_log_gpu=None, auto_log_cpu=None
+    project,
+    name=None,
+    config=None,
+    resume="never",
+    embed=True,
+    auto_log_gpu=None,
+    auto_log_cpu=None,
 ):
     """Those of its arguments that matter here."""
 
