@@ -33,6 +33,9 @@ CONTRACTS = {
     "Only ray_engine knows Ray",
     "A shard loads no terminal and no cluster code",
     "The controller's process is there in a moment",
+    "The monitor's process is there in a moment",
+    "Only the monitor's http knows the web server",
+    "What answers over HTTP knows no server: it is given a request and returns bytes",
     "Models know nothing of training",
 }
 
