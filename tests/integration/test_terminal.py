@@ -21,7 +21,7 @@ from tests.helpers.records import check_record
 
 LAUNCH = ["launch", "--engine", "local", "--model", "tiny:Slow", "--set", "data.image_size=8"]
 LONG = ["--until", "1h", "--set", "save.every_s=1"]
-PATIENCE_S = 120
+PATIENCE_S = 60
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\]8;[^\x1b]*\x1b\\")
 
 
@@ -31,6 +31,7 @@ def _home_without_settings(user_folder, monkeypatch):
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("DISTBELIEF_MONITOR__ON", "true")
 
 
 @pytest.fixture
@@ -43,6 +44,7 @@ def terminal(user_folder):
             sys.executable,
             ["-m", "distbelief", *args],
             cwd=str(user_folder),
+            env=dict(os.environ),  # GNU readline puts COLUMNS where Python does not see it
             dimensions=(height, width),
             encoding="utf-8",
             codec_errors="replace",  # Ctrl-C throws away what the terminal has not shown yet
@@ -76,6 +78,10 @@ def frame(spawned, text: str) -> str:
         assert time.monotonic() < deadline, shown
 
 
+def widths(shown: str) -> set[int]:
+    return {len(line) for line in shown.split("\r\n")[1:-1]}
+
+
 def test_launch_in_a_terminal_is_watched_by_top_resized_and_stopped(user_folder, terminal):
     """The way of an evening with it, in one run."""
     run = terminal(*LAUNCH, *LONG)
@@ -83,7 +89,7 @@ def test_launch_in_a_terminal_is_watched_by_top_resized_and_stopped(user_folder,
     assert "● training" in shown
     assert "█comp ▒fetch ░push ▓data" in shown
     assert re.search(r"w0 +\S+ +\d", shown), shown
-    assert {len(line) for line in shown.split("\r\n")[1:-1]} == {100}
+    assert widths(shown) == {100}
 
     top = terminal("top")
     frame(top, "fair share 1")
@@ -108,7 +114,7 @@ def test_launch_in_a_terminal_is_watched_by_top_resized_and_stopped(user_folder,
     assert state_of(folder).is_live
 
     run.setwinsize(24, 60)
-    while {len(line) for line in (shown := frame(run, "fair share")).split("\r\n")[1:-1]} != {60}:
+    while widths(shown := frame(run, "fair sh")) != {60}:
         pass
     assert "▒fetch" not in shown  # there is no room
     assert "15 min" not in shown
