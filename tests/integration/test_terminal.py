@@ -1,5 +1,6 @@
 """What a person and a program see of a real run: a panel in a real terminal, lines, JSON."""
 
+import contextlib
 import json
 import os
 import re
@@ -176,27 +177,32 @@ def test_without_a_monitor_lines_have_what_the_controller_knows(user_folder):
 
 
 def test_three_signals_leave_a_last_line_too(user_folder):
-    command = [sys.executable, "-m", "distbelief", *LAUNCH, *LONG, "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out = user_folder / "out"
+    with out.open("w") as stdout, open(os.devnull, "w") as nothing:
+        command = [sys.executable, "-m", "distbelief", *LAUNCH, *LONG, "--json"]
+        process = subprocess.Popen(command, stdout=stdout, stderr=nothing)
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if (json.loads(line).get("kpi") or {}).get("samples_per_s"):
-                break
-        process.send_signal(signal.SIGSTOP)
+        while '"kind":"join"' not in out.read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGSTOP)  # so that all three come at one moment
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGCONT)
-        time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=PATIENCE_S)
+        code = process.wait(PATIENCE_S)
     finally:
         process.kill()
-        process.communicate()
-    assert process.returncode in (130, 143)
-    last = json.loads(out.splitlines()[-1])
+        process.wait()
+        (folder,) = all_runs(user_folder / "runs")
+        rows = json.loads((folder.path / "processes.json").read_text())
+        for pid in (row["pid"] for row in rows):  # they would end by themselves, in half a minute
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert code in (130, 143)
+    last = json.loads(out.read_text().splitlines()[-1])
     assert check_record(last).exit == "stopped"
-    assert last["run"]
+    assert last["run"] == folder.run
 
 
 # The one who asks
