@@ -252,7 +252,9 @@ def test_a_monitor_that_is_stopped_or_killed_costs_what_it_knows_and_little_time
     assert [worker.id for worker in sight.page.items].count("w3") == 1
     assert looker.take_events()
     looker.find = "w3"
-    assert [worker.id for worker in looker.look().page.items] == ["w3"]
+    page = looker.look().page
+    assert page is not None
+    assert [worker.id for worker in page.items] == ["w3"]
 
     process.send_signal(signal.SIGSTOP)
     began = time.monotonic()
