@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command needs it: `distbelief --help` takes a tenth of a second.
 """
 
+import difflib
 import importlib
 import os
 import sys
@@ -47,6 +48,19 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click has it; of a command that there is not, the nearest is named."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            text = error.format_message()
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            if not near or "Did you mean" in text:  # later versions of click say it themselves
+                raise
+            raise click.UsageError(f"{text} Did you mean {near[0]!r}?", ctx) from error
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:

@@ -59,7 +59,7 @@ ROWS = 6
 OTHER_LINES = 15
 """What the panel takes besides rows of workers, and some lines of what was said before."""
 WIDEST = 120
-LOW = 12
+LOW = 16
 """Lines of a terminal below which only the head is shown."""
 WORKER, NODE = 10, 12
 """Characters of names that are shown."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from distbelief.commands.run_argument import find, run_dir_option
+from distbelief.commands.run_argument import KEY, KEY_VALUE, find, run_dir_option
 from distbelief.problem import Problem
 from distbelief.settings import PROJECT_FILE, Said, Settings, gather
 
@@ -22,7 +22,12 @@ _F = TypeVar("_F", bound=Callable[..., None])
 def _settings_options(command: _F) -> _F:
     """--config and --set, as `launch` has them."""
     command = click.option(
-        "--set", "sets", multiple=True, metavar="KEY=VALUE", help="As launch would be given it."
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="KEY=VALUE",
+        type=KEY_VALUE,
+        help="As launch would be given it.",
     )(command)
     return click.option(
         "--config",
@@ -87,7 +92,7 @@ def show_command(
 
 
 @config_group.command("explain", short_help="Where the value of a key comes from.")
-@click.argument("key")
+@click.argument("key", type=KEY)
 @_settings_options
 def explain_command(key: str, configs: tuple[Path, ...], sets: tuple[str, ...]) -> None:
     """Say what KEY (or each key of a section) is, where that comes from, and what it means.

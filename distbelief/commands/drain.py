@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from distbelief.commands.run_argument import find, run_argument, run_dir_option
+from distbelief.commands.run_argument import WORKER, find, run_argument, run_dir_option
 from distbelief.commands.stop import LOOK_EVERY_S
 from distbelief.folder import RunFolder
 from distbelief.problem import Problem
@@ -16,7 +16,7 @@ GONE = ("drained", "ended", "lost")
 
 
 @click.command("drain", short_help="Have one worker of a run leave.")
-@click.argument("worker", metavar="WORKER")
+@click.argument("worker", metavar="WORKER", type=WORKER)
 @run_argument
 @run_dir_option
 def drain_command(worker: str, run: str | None, run_dir: Path | None) -> None:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distbelief.commands.run_argument import find, json_line
-from distbelief.commands.training import WORKERS, JsonCommand, json_option, plain_option, train
+from distbelief.commands.training import (
+    WORKERS,
+    JsonCommand,
+    json_option,
+    plain_option,
+    set_option,
+    train,
+)
 from distbelief.problem import Problem
 from distbelief.result import Result
 from distbelief.settings import FLAGS, Settings, gather
@@ -91,7 +98,7 @@ class LaunchCommand(JsonCommand):
     type=click.Path(path_type=Path),
     help="A file of settings; again for more, the later winning.",
 )
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the job.")
+@set_option
 @click.option("--dry-run", is_flag=True, help="Say what would be started, and end.")
 @json_option
 @plain_option

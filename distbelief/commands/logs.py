@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from distbelief.commands.run_argument import find, run_argument, run_dir_option
+from distbelief.commands.run_argument import PROCESS, WORKER, find, run_argument, run_dir_option
 from distbelief.folder import RunFolder
 from distbelief.problem import Problem
 from distbelief.state import state_of
@@ -94,9 +94,21 @@ class Logs:
 
 @click.command("logs", short_help="The logs of a run, merged by time.")
 @run_argument
-@click.option("--worker", "workers", multiple=True, metavar="W1", help="Only of this worker.")
 @click.option(
-    "--process", "processes", multiple=True, metavar="NAME", help="Only of w1, shard0 or launcher."
+    "--worker",
+    "workers",
+    multiple=True,
+    metavar="W1",
+    type=WORKER,
+    help="Only of this worker.",
+)
+@click.option(
+    "--process",
+    "processes",
+    multiple=True,
+    metavar="NAME",
+    type=PROCESS,
+    help="Only of w1, shard0 or launcher.",
 )
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run ends, or Ctrl-C.")
 @click.option("--since", metavar="AGE", help="Only what is not older than 30s, 5m, 2h or 1d.")

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distbelief.commands.run_argument import RUN, find, run_dir_option
-from distbelief.commands.training import WORKERS, JsonCommand, json_option, plain_option, train
+from distbelief.commands.training import (
+    WORKERS,
+    JsonCommand,
+    json_option,
+    plain_option,
+    set_option,
+    train,
+)
 from distbelief.folder import RunFolder
 from distbelief.problem import Problem
 from distbelief.result import Result
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=WORKERS, metavar="N", help="Another number, or MIN:MAX.")
 @click.option("--until", metavar="END", help="Another end: 20-epochs, 5000-updates or 20m.")
 @click.option("--engine", type=click.Choice(["ray", "local"]), help="What starts the processes.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any key of the job.")
+@set_option
 @run_dir_option
 @json_option
 @plain_option

@@ -41,7 +41,48 @@ class RunName(_ParamType):
         return [CompletionItem(name) for name in reversed(names) if name.startswith(incomplete)]
 
 
+class ProcessName(_ParamType):
+    """A process of a run, by the names in its status."""
+
+    name = "process"
+
+    def __init__(self, *kinds: str) -> None:
+        """kinds: `workers`, `shards`."""
+        self._kinds = kinds
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        try:
+            status = find(ctx.params.get("run"), ctx.params.get("run_dir")).status or {}
+        except Problem:
+            return []
+        names = [name for kind in self._kinds for name in status.get(kind, {})]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+class KeyName(_ParamType):
+    """A key of the job, such as train.lr; of KEY=VALUE what stands before the =."""
+
+    name = "key"
+
+    def __init__(self, end: str = "") -> None:
+        self._end = end
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from distbelief.key import all_keys
+
+        names = [key.name + self._end for key in all_keys()]
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 RUN = RunName()
+WORKER = ProcessName("workers")
+PROCESS = ProcessName("workers", "shards")
+KEY = KeyName()
+KEY_VALUE = KeyName("=")
 run_argument = click.argument("run", required=False, type=RUN)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from distbelief.commands.run_argument import KEY_VALUE
 from distbelief.commands.summary import error_text, summary
 from distbelief.environment import check_environment
 from distbelief.problem import Problem
@@ -47,6 +48,14 @@ class Workers(_ParamType):
 
 
 WORKERS = Workers()
+set_option = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    type=KEY_VALUE,
+    help="Any key of the job.",
+)
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Lines of JSON; the last is the result."
 )

@@ -62,6 +62,8 @@ def test_help_loads_nothing_heavy(args):
     [
         ["status"],
         ["status", "--json"],
+        ["top"],
+        ["top", "--json"],
         ["runs", "ls"],
         ["runs", "show"],
         ["runs", "diff", "aa", "bb"],

@@ -5,9 +5,7 @@ import json
 
 import pytest
 
-from distbelief.controller.pace import Progress
-from distbelief.live import PLAIN_EVERY_S, LiveLine
-from distbelief.param_server.staleness import Staleness
+from distbelief.live import LiveLine
 from distbelief.problem import EXIT_OF, Problem
 from distbelief.result import Result
 
@@ -64,61 +62,6 @@ def test_a_problem_says_what_why_and_what_to_do():
 @pytest.mark.parametrize("family", EXIT_OF)
 def test_every_family_of_problems_has_an_exit_code(family):
     assert Problem(f"{family}-007", "x").exit_code in (1, 2, 3, 5)
-
-
-def progress(**more) -> Progress:
-    staleness = Staleness()
-    for value in (0, 1, 1, 4):
-        staleness.add(value)
-    given = {
-        "samples": 500,
-        "total_samples": 2000,
-        "updates": 40,
-        "loss": 1.23456,
-        "samples_per_s": 123.4,
-        "staleness": staleness,
-        "eta_s": 75.0,
-        "num_workers": 2,
-        "refused": 0,
-        **more,
-    }
-    return Progress(**given)
-
-
-def shown(*steps, times=None) -> list[str]:
-    out = io.StringIO()
-    clock = iter(times or [100.0 * i for i in range(len(steps))])
-    with LiveLine(out, plain=True, clock=lambda: next(clock)) as line:
-        for step in steps:
-            line.update(step)
-    return out.getvalue().splitlines()
-
-
-def test_a_plain_line_tells_everything():
-    assert shown(progress()) == [
-        "samples=500/2000 (25%) eta=1m15s loss=1.235 samples/s=123 "
-        "staleness p50/p95/max=1/4/4 workers=2 updates=40"
-    ]
-
-
-def test_what_is_not_known_yet_is_a_dash():
-    nothing = progress(total_samples=None, loss=None, eta_s=None, staleness=Staleness())
-    assert shown(nothing) == [
-        "samples=500 eta=- loss=- samples/s=123 staleness p50/p95/max=-/-/- workers=2 updates=40"
-    ]
-
-
-def test_refused_parts_and_hours_show():
-    (line,) = shown(progress(refused=3, eta_s=7265.0))
-    assert " eta=2h01m " in line
-    assert line.endswith(" refused=3")
-
-
-def test_plain_lines_come_at_their_pace_and_not_before_the_first_samples():
-    steps = [progress(samples=n) for n in (0, 1, 2, 3, 4)]
-    assert PLAIN_EVERY_S == 10
-    lines = shown(*steps, times=[0.0, 9.0, 10.0, 15.0, 20.0])
-    assert [line.split("/")[0] for line in lines] == ["samples=2", "samples=4"]
 
 
 def test_an_event_has_a_line_of_its_own_without_markup():

@@ -118,4 +118,4 @@ def test_the_live_line_of_a_stream_shows_progress():
     out = io.StringIO()
     with LiveLine(out, plain=True) as line:
         line.update(PROGRESS)
-    assert "samples=1/2 (50%)" in out.getvalue()
+    assert "samples=1/2 share=50.0%" in out.getvalue()

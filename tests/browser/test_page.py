@@ -159,6 +159,7 @@ def test_a_name_is_text_and_nothing_else(browser, served):
     page.context.close()
 
 
+@pytest.mark.long
 def test_nine_tabs_are_all_live(browser, served):
     """A browser gives a host six connections: one stream serves all of them."""
     context = browser.new_context()
