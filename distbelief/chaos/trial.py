@@ -33,7 +33,7 @@ OUR_JOB = (
     *("--engine", "local", "--workers", "4", "--shards", "2"),
     *("--set", "save.every_s=0.3", "--set", "save.backup_mb=128", "--set", "warm_workers=true"),
     # The plan kills each of them over and over; a person would want to be told.
-    *("--set", "restarts=50"),
+    *("--set", "restarts=50", "--no-dashboard"),
 )
 PAUSE_S = 0.05
 """Between two pushes of a worker of our job."""
