@@ -245,7 +245,7 @@ class Client:
     @property
     def messages(self) -> tuple[tuple[PartRange, ...], ...]:
         """The parts that travel in each message of a push; known after `connect`."""
-        return tuple(parts for _, parts in self._messages)
+        return tuple([parts for _, parts in self._messages])
 
     @property
     def is_shared(self) -> bool:

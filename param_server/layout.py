@@ -179,8 +179,10 @@ class Layout:
                     bits[part] |= 1 << seen[part]
                 seen[part] += 1
         return tuple(
-            mask.to_bytes(-(-count // 8), "little") if mask else b""
-            for mask, count in zip(bits, seen, strict=True)
+            [
+                mask.to_bytes(-(-count // 8), "little") if mask else b""
+                for mask, count in zip(bits, seen, strict=True)
+            ]
         )
 
     def present_runs(self, part: int, absent: bytes) -> tuple[Run, ...]:

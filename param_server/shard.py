@@ -264,16 +264,18 @@ class Shard:
             epoch=self.config.epoch,
             contract=self.contract,
             parts=tuple(
-                PartImage(
-                    index,
-                    part.version,
-                    part.samples,
-                    dict(part.table),
-                    {name: pins[index][name] for name in names},
-                    dict(part.owed),
-                    part.lost,
-                )
-                for index, part in self.parts.items()
+                [
+                    PartImage(
+                        index,
+                        part.version,
+                        part.samples,
+                        dict(part.table),
+                        {name: pins[index][name] for name in names},
+                        dict(part.owed),
+                        part.lost,
+                    )
+                    for index, part in self.parts.items()
+                ]
             ),
             staleness=Staleness.merged([self.staleness]),
             buffers=dict(self._buffers.contributions),
@@ -501,10 +503,10 @@ class Shard:
             ep=self.config.epoch,
             is_ready=self.is_ready,
             part=tuple(self.parts),
-            version=tuple(part.version for part in parts),
-            samples=tuple(part.samples for part in parts),
-            bseq=tuple(row_of(part.table, message.w, message.inc).seq for part in parts),
-            restored=tuple(self._restored[part.range.index] for part in parts),
+            version=tuple([part.version for part in parts]),
+            samples=tuple([part.samples for part in parts]),
+            bseq=tuple([row_of(part.table, message.w, message.inc).seq for part in parts]),
+            restored=tuple([self._restored[part.range.index] for part in parts]),
             credits=self._credits(),
         )
         return Reply(welcome, () if payload else (self.contract.to_json(),))
@@ -569,10 +571,10 @@ class Shard:
         params = Params(
             ep=self.config.epoch,
             part=message.part,
-            version=tuple(part.version for part in parts),
-            samples=tuple(part.samples for part in parts),
-            bseq=tuple(row_of(part.table, message.w, message.inc).seq for part in parts),
-            numel=tuple(part.range.numel for part in parts) if message.values else (),
+            version=tuple([part.version for part in parts]),
+            samples=tuple([part.samples for part in parts]),
+            bseq=tuple([row_of(part.table, message.w, message.inc).seq for part in parts]),
+            numel=tuple([part.range.numel for part in parts]) if message.values else (),
             credits=self._credits() if message.values else 0,
         )
         return Reply(params, payload, pins)
@@ -583,7 +585,7 @@ class Shard:
         synced = Synced(
             ep=self.config.epoch,
             part=tuple(self.parts),
-            durable=tuple(row.seq for row in rows),
+            durable=tuple([row.seq for row in rows]),
             is_saved=self.is_saved,
             is_stalled=self.is_stalled,
         )

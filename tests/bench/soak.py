@@ -8,6 +8,10 @@ resident memory and the open files of every process are looked at. The first fif
 up; through the rest a line is laid by least squares. The last line of the output is JSON, and the
 exit code is 1 where a process grows by more than `--bound` MB an hour, opens files, is lost, or
 where the logs take more than `--logs` MB in all.
+
+Shared memory is told apart: a worker keeps its pushes there until a snapshot holds them, and a page
+counts from the first time it was used. So it rises by a vector whenever one snapshot took longer
+than all before, up to the 64 that a worker keeps at most. A line through that says nothing.
 """
 
 import argparse
@@ -39,24 +43,27 @@ class Look:
     """One process at one moment."""
 
     at: float
-    rss: int
+    own: int
+    """Bytes of resident memory that are not shared."""
+    shared: int
     fds: int
 
 
 def look(pid: int, now: float) -> Look | None:
     """None where the process is gone."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return Look(now, pages * os.sysconf("SC_PAGE_SIZE"), len(os.listdir(f"/proc/{pid}/fd")))
+        pages = Path(f"/proc/{pid}/statm").read_text().split()
+        resident, shared = (int(n) * os.sysconf("SC_PAGE_SIZE") for n in pages[1:3])
+        return Look(now, resident - shared, shared, len(os.listdir(f"/proc/{pid}/fd")))
     except (OSError, IndexError):
         return None
 
 
 def slope_mb_h(looks: Sequence[Look]) -> float:
-    """Growth of the resident memory by least squares, in MB (10**6 bytes) an hour."""
+    """Growth of the memory of its own by least squares, in MB (10**6 bytes) an hour."""
     at = np.array([one.at for one in looks])
-    rss = np.array([one.rss for one in looks], dtype=float)
-    return float(np.polyfit(at - at[0], rss, 1)[0]) * 3600 / 1e6
+    own = np.array([one.own for one in looks], dtype=float)
+    return float(np.polyfit(at - at[0], own, 1)[0]) * 3600 / 1e6
 
 
 def pids_of(run: Path, launcher: int) -> dict[str, int]:
@@ -140,10 +147,14 @@ def soak(args: argparse.Namespace) -> dict[str, object]:
         "exit": result["exit"],
         "slope_mb_per_h": slopes,
         "bound_mb_per_h": args.bound,
-        "rss_mb": {who: round(seen[-1].rss / 1e6, 1) for who, seen in looks.items()},
-        "rss_spread_mb": {
-            who: round((max(s.rss for s in seen) - min(s.rss for s in seen)) / 1e6, 2)
+        "own_mb": {who: round(seen[-1].own / 1e6, 1) for who, seen in looks.items()},
+        "own_spread_mb": {
+            who: round((max(s.own for s in seen) - min(s.own for s in seen)) / 1e6, 2)
             for who, seen in warm.items()
+        },
+        "shared_mb": {who: round(seen[-1].shared / 1e6, 1) for who, seen in looks.items()},
+        "shared_grown_mb": {
+            who: round((seen[-1].shared - seen[0].shared) / 1e6, 2) for who, seen in warm.items()
         },
         "fds_opened": opened,
         "logs_bytes": logs,
