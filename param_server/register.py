@@ -14,7 +14,7 @@ from distbelief.param_server.staleness import Staleness
 
 APPLY_MAX = 512
 """Times of pushes in one report, the newest."""
-VALUES_MAX = 2048
+VALUES_MAX = 1024
 """Values of staleness in one report; beyond that the rare ones are left out."""
 
 

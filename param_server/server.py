@@ -191,6 +191,9 @@ class ShardServer:
             while self.answer(TICK_S) and self._clock() < until:
                 pass
             self.look()
+        # Nobody pushes any more. While the last snapshot is written it finds its way.
+        if self._reporter is not None:
+            self._reporter.tell(self._report)
         self._finish()
 
     def serve_once(self, timeout_s: float) -> None:
