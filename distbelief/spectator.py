@@ -255,13 +255,13 @@ class Spectator:
             self._say(f"dashboard {url}")
 
     def _lose(self, why: str) -> None:
-        self.num_restarts += 1
         if self._supervisor.lose(MONITOR, why, self._clock()) is None:
             self._say(
                 f"the monitor is lost ({self._supervisor.cause(MONITOR)}) and is not started "
                 f"again; the run goes on: see {self._run_path / 'logs' / MONITOR}.log"
             )
         else:
+            self.num_restarts += 1
             logger.info("the monitor is lost (%s): it is started again", why)
 
     def _give_up(self, why: str) -> None:
