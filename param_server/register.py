@@ -39,11 +39,24 @@ class Saving:
     error: str = ""
 
 
+class _Sizes(dict[int, int]):
+    """Values of each part, looked up once."""
+
+    def __init__(self, shard: Shard) -> None:
+        super().__init__()
+        self._shard = shard
+
+    def __missing__(self, index: int) -> int:
+        self[index] = numel = self._shard.parts[index].range.numel
+        return numel
+
+
 class Register:
     """See the top of this file. Used by the shard's thread."""
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
+        self._sizes = _Sizes(shard)
         self._seen: dict[str, _Seen] = {}
         self._apply_s: deque[float] = deque(maxlen=APPLY_MAX)
         self._busy_s = 0.0
@@ -72,20 +85,24 @@ class Register:
         """
         self._busy_s += seconds
         received, sent = payload_bytes
-        if isinstance(request, Push) and request.dt == SHARED:  # read and written where it lies
-            received = sent = 4 * sum(self._shard.parts[i].range.numel for i in request.part)
+        if isinstance(request, Push):
+            self._count_run(request.w, request.seq, has_waited)
+            if isinstance(reply, Ack):  # so it was of our own parts
+                self._apply_s.append(seconds)
+                is_shared = request.dt == SHARED
+                if is_shared:  # read and written where it lies
+                    received = sent = 4 * sum(map(self._sizes.__getitem__, request.part))
+                # With the answer it has the parameters: in it, or to be read in shared memory.
+                has_fetched = request.fetch or is_shared
+                seen = self._see(request, min(reply.version if has_fetched else request.base))
+                seen.pushes += "applied" in reply.status
+                seen.staleness = max(seen.staleness, max(reply.staleness))
+        else:
+            self._count_run(request.w, 0, has_waited)
+            if isinstance(request, Fetch) and isinstance(reply, Params):
+                self._see(request, min(reply.version))
         self._received_bytes += received
         self._sent_bytes += sent
-        self._count_run(request, has_waited)
-        if isinstance(request, Push) and isinstance(reply, Ack):
-            self._apply_s.append(seconds)
-            # With the answer it has the parameters: in it, or to be read from shared memory.
-            has_fetched = request.fetch or request.dt == SHARED
-            seen = self._see(request, min(reply.version if has_fetched else request.base))
-            seen.pushes += "applied" in reply.status
-            seen.staleness = max(seen.staleness, *reply.staleness)
-        elif isinstance(request, Fetch) and isinstance(reply, Params):
-            self._see(request, min(reply.version))
 
     def report(self, head: Head, saving: Saving) -> ShardReport:
         """What has come since the last one."""
@@ -144,13 +161,14 @@ class Register:
         self._seen[request.w] = seen  # the newest is the last one
         return seen
 
-    def _count_run(self, request: AnyRequest, has_waited: bool) -> None:
+    def _count_run(self, w: str, seq: int, has_waited: bool) -> None:
         """Messages handled one after the other without a wait were there at once, at most: until
         a worker comes with its next push, for which it had to be answered before."""
-        seq = request.seq if isinstance(request, Push) else 0
-        if has_waited or self._run.get(request.w, seq) < seq:
-            self._run.clear()
+        run = self._run
+        if has_waited or run.get(w, seq) < seq:
+            run.clear()
             self._run_length = 0
-        self._run[request.w] = seq
+        run[w] = seq
         self._run_length += 1
-        self._queue = max(self._queue, self._run_length)
+        if self._run_length > self._queue:
+            self._queue = self._run_length
