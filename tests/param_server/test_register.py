@@ -12,8 +12,9 @@ from distbelief.param_server.register import APPLY_MAX, VALUES_MAX, Register, Sa
 from distbelief.param_server.report import REPORTS, WORKERS_MAX, ShardReport
 from distbelief.param_server.reporter import Head
 from distbelief.param_server.server import respond
+from distbelief.param_server.shard import Shard
 from distbelief.param_server.wire import HEADER_MAX, encode
-from tests.param_server.jobs import RUN, TOKEN, ready_shard
+from tests.param_server.jobs import RUN, TOKEN, Peer, ready_shard
 
 HEAD = Head(
     run=RUN, token=TOKEN, name="shard0", inc=1, n=1, at=1.8e9, span_s=1.0, pid=7, host="h",
@@ -88,6 +89,28 @@ def test_a_report_holds_what_came_since_the_one_before():
     assert steady[0] > 0
     idle = desk.report()
     assert (idle.w, idle.stale_value, idle.apply_s, idle.busy_share) == ((), (), (), 0.0)
+
+
+def test_what_was_counted_before_a_restore_is_not_told_again():
+    desk = Desk(2)
+    for i in (0, 1, 1, 0):
+        desk.push(i)
+    assert sum(desk.report().stale_count) == 12
+    image = desk.shard.image()
+    restored = Shard(replace(desk.shard.config, epoch=2), image)
+    assert sum(restored.staleness.counts.values()) == 12
+    desk.shard, desk.register = restored, Register(restored)
+    desk.peers = [Peer(restored, peer.w, ep=2) for peer in desk.peers]
+    report = desk.report()
+    assert (report.stale_value, report.steady_parts, report.steady_sum) == ((), 0, 0)
+    assert (report.updates, report.samples, report.num_workers) == (4, 4, 2)
+    for peer in desk.peers:
+        peer.hello(image.contract)
+    desk.push(0)
+    report = desk.report()
+    assert dict(zip(report.stale_value, report.stale_count, strict=True)) == {0: 3}
+    assert (report.w, report.pushes, report.updates) == (("w0",), (1,), 5)
+    image.release()
 
 
 def test_the_base_is_what_a_worker_has_not_what_it_pushed():
