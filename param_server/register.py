@@ -62,9 +62,10 @@ class Register:
         self._busy_s = 0.0
         self._sent_bytes = self._received_bytes = 0
         self._queue = 0
+        self._counted: dict[str, int] = {}
+        """By worker, the push that was counted last."""
         self._run: dict[str, int] = {}
         """Since it last had to wait: by worker, the push that was handled last."""
-        self._run_length = 0
         self._before = Staleness.merged([shard.staleness])
         """As it was at the last report."""
         self._refused_before = 0
@@ -95,7 +96,9 @@ class Register:
                 # With the answer it has the parameters: in it, or to be read in shared memory.
                 has_fetched = request.fetch or is_shared
                 seen = self._see(request, min(reply.version if has_fetched else request.base))
-                seen.pushes += "applied" in reply.status
+                if "applied" in reply.status and self._counted.get(request.w) != request.seq:
+                    self._counted[request.w] = request.seq  # it may come in several messages
+                    seen.pushes += 1
                 seen.staleness = max(seen.staleness, max(reply.staleness))
         else:
             self._count_run(request.w, 0, has_waited)
@@ -162,13 +165,11 @@ class Register:
         return seen
 
     def _count_run(self, w: str, seq: int, has_waited: bool) -> None:
-        """Messages handled one after the other without a wait were there at once, at most: until
-        a worker comes with its next push, for which it had to be answered before."""
+        """Workers whose messages are handled one after the other without a wait were there at
+        once, at most: until one comes with its next push, for which it had to be answered."""
         run = self._run
         if has_waited or run.get(w, seq) < seq:
             run.clear()
-            self._run_length = 0
         run[w] = seq
-        self._run_length += 1
-        if self._run_length > self._queue:
-            self._queue = self._run_length
+        if len(run) > self._queue:
+            self._queue = len(run)

@@ -173,7 +173,7 @@ class ShardReport(Report):
     steady_sum: int
 
     queue: int
-    """Messages that were there at once at most, in the span: with one it keeps up."""
+    """Workers that had something here at once at most, in the span: with one it keeps up."""
     apply_s: tuple[float, ...]
     """Seconds that pushes took to be handled, in the span, the newest 512 at most."""
     busy_share: float

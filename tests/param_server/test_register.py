@@ -134,6 +134,17 @@ def test_a_push_of_which_some_part_was_refused_is_a_push_and_is_counted():
     assert (report.pushes, report.refused_parts) == ((0,), 1)
 
 
+def test_a_push_that_comes_in_several_messages_is_one():
+    desk = Desk(1)
+    for _ in range(2):
+        for part in (2, 1, 0):
+            desk.push(0, {part: GRADS[part]}, has_waited=False)
+            desk.seqs[0] -= part > 0
+    report = desk.report()
+    assert (report.pushes, report.staleness, report.queue) == ((2,), (0,), 1)
+    assert sum(report.stale_count) == 6
+
+
 def test_a_new_incarnation_begins_anew():
     desk = Desk(1)
     desk.push(0)
