@@ -3,6 +3,7 @@ it go. Nothing here waits for it but its start, and the run goes on without one 
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -32,8 +33,11 @@ PROVEN_S = 20.0
 """One that has served for so long has done what it is there for."""
 RESTARTS = 8
 END_TIMEOUT_S = 5.0
-BUFFER_MAX = 2**20
-"""Bytes that it has not read; lines beyond that are dropped and counted."""
+BUFFER_MAX = 8 * 2**20
+"""Bytes that it has not read; lines beyond that are dropped and counted. A look at 10,000 workers
+has 1.5 MB."""
+PIPE_BYTES = 2**20
+"""What it may leave unread before anything waits here: Linux gives 64 KiB unless asked."""
 
 
 class Spectator:
@@ -175,6 +179,9 @@ class Spectator:
         assert process.stdout is not None
         os.set_blocking(process.stdin.fileno(), False)
         os.set_blocking(process.stdout.fileno(), False)
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # else lines go out in more and smaller writes
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(process.stdin.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._out = bytearray(json.dumps(self._config()).encode() + b"\n" + encode(self._begin))
         if self._last is not None:
             self._out += encode(self._last)
@@ -248,13 +255,13 @@ class Spectator:
             self._say(f"dashboard {url}")
 
     def _lose(self, why: str) -> None:
-        self.num_restarts += 1
         if self._supervisor.lose(MONITOR, why, self._clock()) is None:
             self._say(
                 f"the monitor is lost ({self._supervisor.cause(MONITOR)}) and is not started "
                 f"again; the run goes on: see {self._run_path / 'logs' / MONITOR}.log"
             )
         else:
+            self.num_restarts += 1
             logger.info("the monitor is lost (%s): it is started again", why)
 
     def _give_up(self, why: str) -> None:

@@ -14,7 +14,7 @@ from distbelief.param_server.staleness import Staleness
 
 APPLY_MAX = 512
 """Times of pushes in one report, the newest."""
-VALUES_MAX = 2048
+VALUES_MAX = 1024
 """Values of staleness in one report; beyond that the rare ones are left out."""
 
 
@@ -39,19 +39,33 @@ class Saving:
     error: str = ""
 
 
+class _Sizes(dict[int, int]):
+    """Values of each part, looked up once."""
+
+    def __init__(self, shard: Shard) -> None:
+        super().__init__()
+        self._shard = shard
+
+    def __missing__(self, index: int) -> int:
+        self[index] = numel = self._shard.parts[index].range.numel
+        return numel
+
+
 class Register:
     """See the top of this file. Used by the shard's thread."""
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
+        self._sizes = _Sizes(shard)
         self._seen: dict[str, _Seen] = {}
         self._apply_s: deque[float] = deque(maxlen=APPLY_MAX)
         self._busy_s = 0.0
         self._sent_bytes = self._received_bytes = 0
         self._queue = 0
+        self._counted: dict[str, int] = {}
+        """By worker, the push that was counted last."""
         self._run: dict[str, int] = {}
         """Since it last had to wait: by worker, the push that was handled last."""
-        self._run_length = 0
         self._before = Staleness.merged([shard.staleness])
         """As it was at the last report."""
         self._refused_before = 0
@@ -72,20 +86,26 @@ class Register:
         """
         self._busy_s += seconds
         received, sent = payload_bytes
-        if isinstance(request, Push) and request.dt == SHARED:  # read and written where it lies
-            received = sent = 4 * sum(self._shard.parts[i].range.numel for i in request.part)
+        if isinstance(request, Push):
+            self._count_run(request.w, request.seq, has_waited)
+            if isinstance(reply, Ack):  # so it was of our own parts
+                self._apply_s.append(seconds)
+                is_shared = request.dt == SHARED
+                if is_shared:  # read and written where it lies
+                    received = sent = 4 * sum(map(self._sizes.__getitem__, request.part))
+                # With the answer it has the parameters: in it, or to be read in shared memory.
+                has_fetched = request.fetch or is_shared
+                seen = self._see(request, min(reply.version if has_fetched else request.base))
+                if "applied" in reply.status and self._counted.get(request.w) != request.seq:
+                    self._counted[request.w] = request.seq  # it may come in several messages
+                    seen.pushes += 1
+                seen.staleness = max(seen.staleness, max(reply.staleness))
+        else:
+            self._count_run(request.w, 0, has_waited)
+            if isinstance(request, Fetch) and isinstance(reply, Params):
+                self._see(request, min(reply.version))
         self._received_bytes += received
         self._sent_bytes += sent
-        self._count_run(request, has_waited)
-        if isinstance(request, Push) and isinstance(reply, Ack):
-            self._apply_s.append(seconds)
-            # With the answer it has the parameters: in it, or to be read from shared memory.
-            has_fetched = request.fetch or request.dt == SHARED
-            seen = self._see(request, min(reply.version if has_fetched else request.base))
-            seen.pushes += "applied" in reply.status
-            seen.staleness = max(seen.staleness, *reply.staleness)
-        elif isinstance(request, Fetch) and isinstance(reply, Params):
-            self._see(request, min(reply.version))
 
     def report(self, head: Head, saving: Saving) -> ShardReport:
         """What has come since the last one."""
@@ -144,13 +164,12 @@ class Register:
         self._seen[request.w] = seen  # the newest is the last one
         return seen
 
-    def _count_run(self, request: AnyRequest, has_waited: bool) -> None:
-        """Messages handled one after the other without a wait were there at once, at most: until
-        a worker comes with its next push, for which it had to be answered before."""
-        seq = request.seq if isinstance(request, Push) else 0
-        if has_waited or self._run.get(request.w, seq) < seq:
-            self._run.clear()
-            self._run_length = 0
-        self._run[request.w] = seq
-        self._run_length += 1
-        self._queue = max(self._queue, self._run_length)
+    def _count_run(self, w: str, seq: int, has_waited: bool) -> None:
+        """Workers whose messages are handled one after the other without a wait were there at
+        once, at most: until one comes with its next push, for which it had to be answered."""
+        run = self._run
+        if has_waited or run.get(w, seq) < seq:
+            run.clear()
+        run[w] = seq
+        if len(run) > self._queue:
+            self._queue = len(run)

@@ -76,12 +76,16 @@ class WorkerReport(Report):
     data_s: tuple[float, ...]
     """Waited for the batch."""
     fetch_s: tuple[float, ...]
-    """Waited for parameters. With fetch_policy `fresh` the answer to a push brings them: its wait
-    counts here from when the last byte of the push has left, where that is known."""
+    """Waited for parameters: for an answer that brings nothing else, or while those were copied
+    that had come with the answer to the push."""
     compute_s: tuple[float, ...]
-    """Forward and backward."""
+    """Forward and backward; with a device, also what the push had to wait for it. Of a script, of
+    which only the waits are seen, it is the rest of the step."""
     push_s: tuple[float, ...]
-    """Waited for the push: made it ready, and waited until it had left."""
+    """Waited for the push: made it ready, and waited for its answer. When its last byte has left
+    nobody tells, so the way there and the way back are not told apart. With overlap it is what is
+    left of it after backward; with fetch_policy `latest` nobody waits, and it is making it ready.
+    """
     step_s: tuple[float, ...]
     """The whole step on the wall; the four above are parts of it."""
     samples: tuple[int, ...]
@@ -95,7 +99,8 @@ class WorkerReport(Report):
     version: tuple[int, ...]
     """Smallest version of a part after it."""
     grad_norm: tuple[float, ...]
-    """L2 norm of the whole gradient; UNKNOWN where it is not measured."""
+    """L2 norm of the step's gradient, clipped as it is pushed; UNKNOWN where it is not measured.
+    """
 
     # A value for each round trip that ended in the span, at most TRIPS_MAX.
     trip_shard: tuple[int, ...]
@@ -168,7 +173,7 @@ class ShardReport(Report):
     steady_sum: int
 
     queue: int
-    """Messages that were there at once at most, in the span: with one it keeps up."""
+    """Workers that had something here at once at most, in the span: with one it keeps up."""
     apply_s: tuple[float, ...]
     """Seconds that pushes took to be handled, in the span, the newest 512 at most."""
     busy_share: float

@@ -27,6 +27,8 @@ class Traffic:
         self.received_bytes = 0
         self.fill_s = 0.0
         """Seconds in which parameters that have come were copied to where they are wanted."""
+        self.device_s = 0.0
+        """Seconds in which what is to be pushed was waited for, as a device still computed it."""
         self.retries = 0
         """Connections that were opened anew, with all that was open asked again."""
         self.trips: deque[Trip] = deque(maxlen=TRIPS_MAX)

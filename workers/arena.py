@@ -66,6 +66,11 @@ class Arena:
             for slot in self._slots
         ]
 
+    @property
+    def device(self) -> torch.device:
+        """Of its first parameter."""
+        return self._slots[0].parameter.device
+
     def gather(self) -> Tensor:
         """The parameters as they are, copied into a new 1-D float32 vector of the host."""
         flat = torch.empty(self.layout.total)

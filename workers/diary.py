@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from distbelief.param_server.report import STEPS_MAX, UNKNOWN, WorkerReport
 from distbelief.param_server.reporter import Head
 from distbelief.param_server.traffic import Traffic
+from distbelief.workers.exchange import Exchange
 from distbelief.workers.meter import Measurement
 
 OPEN_MAX = 64
@@ -50,7 +51,6 @@ class Diary:
     _measured: deque[Measurement] = field(default_factory=lambda: deque(maxlen=METER_MAX))
     _traffic: tuple[int, int, int] = (0, 0, 0)
     """Bytes sent, received, and retries, as they were at the last report."""
-    _fill_s: float = 0.0
 
     def begin(self, now: float) -> None:
         """The first step begins; later ones follow each other."""
@@ -73,8 +73,7 @@ class Diary:
         self,
         now: float,
         wall: float,
-        exchange_s: float,
-        traffic: Traffic,
+        exchange: Exchange,
         samples: int,
         staleness: int | None,
         version: int,
@@ -82,26 +81,20 @@ class Diary:
     ) -> None:
         """A step ends.
 
-        wall: unix time. exchange_s: of it, from when the gradient was handed over until the next
-        step may begin. staleness: of the push that was answered in it; None where none was.
+        wall: unix time. staleness: of the push that was answered in it; None where none was.
         """
         began, self._began_at = self._began_at, now
         seconds = max(0.0, now - (now if began is None else began))
-        # Parameters are copied while other answers are still on their way: what is waited for
-        # that is at most the time that copying took.
-        fetch = min(exchange_s, max(0.0, traffic.fill_s - self._fill_s))
-        self._fill_s = traffic.fill_s
-        push = exchange_s - fetch
-        rest = max(0.0, seconds - self._data_s - exchange_s)
+        rest = max(0.0, seconds - self._data_s - exchange.seconds)
         compute = rest if self._compute_s is None else min(self._compute_s, rest)
         self._open.append(
             _Step(
                 end=wall,
                 seconds=seconds,
                 data=self._data_s,
-                fetch=fetch,
-                compute=compute,
-                push=push,
+                fetch=exchange.fetch_s,
+                compute=compute + exchange.device_s,
+                push=max(0.0, exchange.seconds - exchange.fetch_s - exchange.device_s),
                 samples=samples,
                 staleness=staleness,
                 version=version,

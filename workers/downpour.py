@@ -44,6 +44,7 @@ from distbelief.param_server.update import make_rule
 from distbelief.workers import session
 from distbelief.workers.arena import Arena
 from distbelief.workers.comm import Calls
+from distbelief.workers.exchange import Exchange
 from distbelief.workers.groups import Params, name_groups
 from distbelief.workers.notes import Outcome
 from distbelief.workers.outgoing import Outgoing
@@ -236,6 +237,7 @@ class Downpour(torch.optim.Optimizer):
         self._config = config
         self._staging = staging = staging_of(parameter for _, parameter in named)
         client = comm.connect()
+        self._traffic = client.traffic
         self._accrued = Outgoing(staging, client.vector())
         """What the next push carries: the gradient itself, or a sum."""
         self._sending = (
@@ -263,8 +265,13 @@ class Downpour(torch.optim.Optimizer):
         self._is_fetch_due = False
         self.num_steps = 0
         """Steps taken."""
-        self.exchange_s = 0.0
-        """Of the newest step: from when its gradient was there until the next one may begin."""
+        self.exchange = Exchange()
+        """Of the newest step."""
+        self._before = (0.0, 0.0)
+        """Seconds that copying, and waiting for the device, had taken when the step ended."""
+        self.measures_norm = False
+        """Compute `grad_norm` in each step."""
+        self._norm: Reading | None = None
         self.last_samples = 0
         """Samples of the newest step."""
         self._loss: Reading | None = None
@@ -367,13 +374,18 @@ class Downpour(torch.optim.Optimizer):
     @property
     def traffic(self) -> Traffic:
         """What passes between this replica and the shards."""
-        return self._comm.connect().traffic
+        return self._traffic
 
-    def grad_norm(self) -> float:
-        """L2 norm of the gradient that is there after backward. Reads it back from a device."""
-        grads = [p.grad for group in self.param_groups for p in group["params"]]
-        norms = torch._foreach_norm([grad for grad in grads if grad is not None])
-        return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    @property
+    def device(self) -> str:
+        """What it computes on: `cpu`, `cuda`, ...; of several, that of the first parameter."""
+        return str(self._arena.device.type)
+
+    @property
+    def grad_norm(self) -> float | None:
+        """L2 norm of the newest step's gradient, clipped as it is pushed; None if it is not
+        measured. Waits for the device."""
+        return None if self._norm is None else self._norm.value
 
     @property
     def last_loss(self) -> float | None:
@@ -402,7 +414,8 @@ class Downpour(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._loss = None if loss is None else self._staging.read(torch.as_tensor(loss))
-        began = time.monotonic()
+        began, self.exchange = time.monotonic(), Exchange()
+        self._before = self.traffic.fill_s, self.traffic.device_s
         self._check_settings()
         self._check_parameters()
         if self._overlap is not None and self._overlap.is_open:
@@ -423,7 +436,7 @@ class Downpour(torch.optim.Optimizer):
             if self._overlaps_later:
                 self._decide_to_overlap()
         self._announced = 0
-        self.exchange_s = time.monotonic() - began
+        self.exchange.seconds = time.monotonic() - began
         if self._module is not None and self.num_steps % MERGE_EVERY_STEPS == 0:
             self.merge_buffers()
         if self._session is not None:
@@ -434,6 +447,7 @@ class Downpour(torch.optim.Optimizer):
         absent = self._arena.collect()
         if self._config.clip_norm:
             clip_(self._arena.grad, self._config.clip_norm)
+        self._measure_norm()
         self._accrue(samples, absent)
         is_push_due = (self.num_steps - 1) % self._config.n_push == 0
         is_fetch_due = self.num_steps % self._config.n_fetch == 0
@@ -560,7 +574,9 @@ class Downpour(torch.optim.Optimizer):
         self._is_in_step = True
         try:
             assert self._overlap is not None
-            self._settle_overlapping(self._overlap.finish(self._arena.collect()))
+            future = self._overlap.finish(self._arena.collect())
+            self._measure_norm()
+            self._settle_overlapping(future)
         finally:
             self._is_in_step = False
 
@@ -576,6 +592,10 @@ class Downpour(torch.optim.Optimizer):
             self._overlap.verify()
         finally:
             self._overlap.reset()
+
+    def _measure_norm(self) -> None:
+        if self.measures_norm:
+            self._norm = self._staging.read(torch.linalg.vector_norm(self._arena.grad))
 
     def _step_fresh(self, is_push_due: bool, is_fetch_due: bool) -> None:
         if is_push_due:
@@ -661,7 +681,7 @@ class Downpour(torch.optim.Optimizer):
         """Take the answer to what is on its way, if it is there or is to be waited for."""
         if self._future is None or not (wait or self._future.done()):
             return
-        ticket = self._future.result()
+        ticket = self._wait_for(self._future)
         self._future = None
         if isinstance(ticket, PushTicket):
             self.last_pushed = ticket.pushed
@@ -673,6 +693,20 @@ class Downpour(torch.optim.Optimizer):
         if self._future_fetches:
             self._current, self._next = self._next, self._current
             self._bound = self._arena.bind(self._current.values)
+
+    def _wait_for(self, future: Future[Ticket]) -> Ticket:
+        began, exchange = time.monotonic(), self.exchange
+        ticket = future.result()
+        waited_s = time.monotonic() - began
+        if not isinstance(ticket, PushTicket):
+            exchange.fetch_s += waited_s
+            return ticket
+        # Other answers are still on their way while parameters are copied, and the device computes
+        # while others are sent: what was waited for either is at most the time that it took.
+        filled_s, computed_s = self._before
+        exchange.device_s = min(waited_s, self.traffic.device_s - computed_s)
+        exchange.fetch_s = min(waited_s - exchange.device_s, self.traffic.fill_s - filled_s)
+        return ticket
 
     def _count_refused(self, pushed: Pushed) -> None:
         parts, samples = sum(pushed.statuses.values()), self._sent_samples

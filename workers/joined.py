@@ -156,6 +156,8 @@ class Joined:
 
     def begin(self, downpour: Replica) -> None:
         self.downpour = downpour
+        downpour.measures_norm = self._log_grad_norm
+        self._diary.device = downpour.device
         self._diary.begin(self._clock())
         self._tell(0)
 
@@ -260,6 +262,7 @@ class Joined:
         downpour = self.downpour
         if downpour is not None and downpour.num_steps:
             self._settle()
+            self._report(downpour, is_last=True)
             downpour.merge_buffers()
             downpour.leave()
 
@@ -276,16 +279,20 @@ class Joined:
         self._diary.end(
             now,
             time.time(),
-            downpour.exchange_s,
-            downpour.traffic,
+            downpour.exchange,
             downpour.last_samples,
             None if pushed is None else pushed.staleness,
             0 if pushed is None else pushed.version,
-            downpour.grad_norm() if self._log_grad_norm else None,
+            downpour.grad_norm,
         )
         self._diary.learn_loss(downpour.last_loss)
-        if self._reporter is not None and self._reporter.is_due:
-            self._reporter.tell(lambda head: self._diary.report(head, now, downpour.traffic))
+        self._report(downpour)
+
+    def _report(self, downpour: Replica, *, is_last: bool = False) -> None:
+        """Tell the monitor, if it is time."""
+        if self._reporter is not None and (is_last or self._reporter.is_due):
+            now, traffic = self._clock(), downpour.traffic
+            self._reporter.tell(lambda head: self._diary.report(head, now, traffic))
 
     def _settle(self) -> None:
         """Have every push answered, and tell it."""

@@ -1,11 +1,12 @@
 """Outgoing: a gradient vector that is pushed: where it is computed, and where shards read it."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from distbelief.param_server.client import Client, Fetched, PushTicket
-from distbelief.workers.staging import Mark, Ready, Staging
+from distbelief.workers.staging import AT_ONCE, Mark, Ready, Staging
 
 
 class Outgoing:
@@ -50,6 +51,7 @@ class Outgoing:
                 check()
             return client.start_push(self.host, samples, base, absent, into)
         copies = [self.copy_out(parts[0].start, parts[-1].stop, after) for parts in client.messages]
+        wait_for(copies[0], client)
         for check in checks:
             check()
         ticket = client.begin_push(samples, base, into, self.host)
@@ -57,3 +59,12 @@ class Outgoing:
             copy.wait()
             client.send_push(ticket, index, self.host, absent)
         return ticket
+
+
+def wait_for(copy: Ready, client: Client) -> None:
+    """Until the device has computed a range and it is on the host. In the comm thread."""
+    if copy is AT_ONCE:
+        return
+    began = time.monotonic()
+    copy.wait()
+    client.traffic.device_s += time.monotonic() - began

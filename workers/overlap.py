@@ -18,7 +18,7 @@ from distbelief.param_server.layout import PartRange
 from distbelief.param_server.link import Ticket
 from distbelief.workers.arena import Arena
 from distbelief.workers.comm import Calls
-from distbelief.workers.outgoing import Outgoing
+from distbelief.workers.outgoing import Outgoing, wait_for
 from distbelief.workers.staging import Mark, Reading
 
 
@@ -154,7 +154,7 @@ class Overlap:
         ticket, outgoing = self._ticket, self._outgoing
 
         def send(client: Client) -> Ticket:
-            outgoing.copy_out(message.start, message.stop, after).wait()
+            wait_for(outgoing.copy_out(message.start, message.stop, after), client)
             if beginning is not None:
                 for check in beginning.checks:
                     check()

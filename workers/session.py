@@ -12,6 +12,7 @@ from distbelief.param_server.client import Pushed
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.traffic import Traffic
 from distbelief.workers.comm import Calls
+from distbelief.workers.exchange import Exchange
 from distbelief.workers.lease import Lease
 from distbelief.workers.notes import Outcome
 
@@ -47,7 +48,9 @@ class Replica(Protocol):
     @property
     def last_loss(self) -> float | None: ...
 
-    exchange_s: float
+    exchange: Exchange
+
+    measures_norm: bool
 
     @property
     def last_pushed(self) -> Pushed | None: ...
@@ -55,7 +58,11 @@ class Replica(Protocol):
     @property
     def traffic(self) -> Traffic: ...
 
-    def grad_norm(self) -> float: ...
+    @property
+    def grad_norm(self) -> float | None: ...
+
+    @property
+    def device(self) -> str: ...
 
     @property
     def claimed_samples(self) -> int: ...

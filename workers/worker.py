@@ -228,6 +228,7 @@ class Worker:
         with Comm(make_client, name=f"comm-{me.w}") as comm:
             comm.connect()
             downpour = Downpour.of(named, comm, self._contract, self._config.downpour)
+            downpour.measures_norm = self._config.log_grad_norm
             try:
                 downpour.start(initialise=shards.initialise)
                 downpour.take_buffers(self._model)
@@ -248,8 +249,11 @@ class Worker:
             if self._samples > downpour.answered_samples:
                 downpour.flush()
                 self._tell_all(downpour, wait=True)
+            self._report(downpour)
             if not (self._is_halted or self._should_leave()):
                 self._control.pause()
+        # Before the last words to the shards: while those are waited for it finds its way.
+        self._report(downpour, is_last=True)
         self._merge(downpour)
         downpour.leave()
 
@@ -323,19 +327,17 @@ class Worker:
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
         self._diary.compute(time.monotonic() - began)
         self._meter.keep(loss)
-        norm = downpour.grad_norm() if self._config.log_grad_norm else None
         answered = downpour.num_answered
         downpour.step(samples=batch.num_good)
         pushed = downpour.last_pushed if downpour.num_answered > answered else None
         self._diary.end(
             time.monotonic(),
             time.time(),
-            downpour.exchange_s,
-            downpour.traffic,
+            downpour.exchange,
             batch.num_good,
             None if pushed is None else pushed.staleness,
             0 if pushed is None else pushed.version,
-            norm,
+            downpour.grad_norm,
         )
         if pushed is not None:
             measured = self._meter.measure(inputs, targets, pushed.staleness)
@@ -368,7 +370,11 @@ class Worker:
             has_told = True
         if not has_told:
             self._tell(downpour, 0, 0.0)
-        if self._reporter is not None and self._reporter.is_due:
+        self._report(downpour)
+
+    def _report(self, downpour: Downpour, *, is_last: bool = False) -> None:
+        """Tell the monitor, if it is time."""
+        if self._reporter is not None and (is_last or self._reporter.is_due):
             now, traffic = time.monotonic(), downpour.traffic
             self._reporter.tell(lambda head: self._diary.report(head, now, traffic))
 

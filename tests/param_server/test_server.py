@@ -8,6 +8,7 @@ import torch
 
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import RemoteProtocolError, SnapshotFailed
+from distbelief.param_server.identity import Identity
 from distbelief.param_server.protocol import (
     REPLIES,
     Ack,
@@ -18,6 +19,8 @@ from distbelief.param_server.protocol import (
     Welcome,
     encode,
 )
+from distbelief.param_server.report import REPORTS
+from distbelief.param_server.reporter import Reporter
 from distbelief.param_server.server import Saved, ShardServer, SnapshotConfig, respond
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.snapshot import SnapshotStore
@@ -330,3 +333,90 @@ def test_a_stranger_over_the_wire_is_asked_for_the_token():
     assert isinstance(reply.message, Welcome)
     assert json.dumps(shard.stats())
     assert len(shard.parts) == len(LAYOUT.parts)
+
+
+class Mailbox:
+    """Where a reporter's reports go."""
+
+    def __init__(self):
+        self.reports = []
+        self.is_there = True
+
+    def send(self, data):
+        if self.is_there:
+            self.reports.append(REPORTS.decode(data))
+        return self.is_there
+
+    def close(self):
+        pass
+
+
+def watched(store=None):
+    shard, [peer] = ready_shard()
+    wire, clock, mailbox = Wire(), Clock(), Mailbox()
+    me = Identity(run=RUN, w="shard0", inc=2, token=TOKEN)
+    reporter = Reporter(mailbox, me, clock=clock, wall=lambda: 1000.0 + clock.now)
+    server = ShardServer(shard, wire, store, SnapshotConfig(), clock, reporter=reporter)
+    return server, peer, wire, clock, mailbox
+
+
+def push_through(server, peer, wire, seq):
+    message, payload = peer.make_push({0: torch.ones(64)}, seq, fetch=True)
+    wire.inbox.append((peer.connection, [encode(message), *payload]))
+    server.serve_once(0.0)
+
+
+def test_the_monitor_is_told_once_a_second_of_what_was_handled():
+    server, peer, wire, clock, mailbox = watched()
+    push_through(server, peer, wire, 1)
+    assert mailbox.reports == []
+    clock.now = 1.0
+    push_through(server, peer, wire, 2)
+    (report,) = mailbox.reports
+    assert (report.name, report.inc, report.n) == ("shard0", 2, 1)
+    assert (report.span_s, report.at) == (1.0, 1001.0)
+    assert (report.w, report.pushes, report.base) == (("w0",), (2,), (2,))  # of what it has pushed
+    assert report.received_bytes == 2 * 4 * 64
+    assert report.sent_bytes >= report.received_bytes  # the parts went back with the answers
+    clock.now = 1.5
+    server.serve_once(0.0)
+    assert len(mailbox.reports) == 1
+
+
+def test_junk_and_a_monitor_that_is_gone_stop_no_shard():
+    server, peer, wire, clock, mailbox = watched()
+    mailbox.is_there = False
+    wire.inbox.append((b"x", [b"GET / HTTP/1.1"]))
+    clock.now = 1.0
+    server.serve_once(0.0)
+    push_through(server, peer, wire, 1)
+    mailbox.is_there = True
+    clock.now = 2.0
+    server.serve_once(0.0)
+    (report,) = mailbox.reports
+    assert (report.n, report.pushes) == (2, (1,))  # the hole says that one was lost
+
+
+def test_the_last_report_has_what_came_since_the_one_before(tmp_path):
+    server, peer, wire, clock, mailbox = watched(SnapshotStore(tmp_path))
+    push_through(server, peer, wire, 1)
+    clock.now = 0.25
+    server.serve(lambda: True)
+    (report,) = mailbox.reports
+    assert (report.pushes, report.span_s) == ((1,), 0.25)
+
+
+def test_the_monitor_is_told_of_snapshots_and_of_a_disk_that_is_full(tmp_path):
+    server, peer, wire, clock, mailbox = watched(SnapshotStore(tmp_path))
+    push_through(server, peer, wire, 1)
+    server._start_saving()
+    server._saver.join()
+    clock.now = 2.0
+    server.serve_once(0.0)
+    (report,) = mailbox.reports
+    assert report.saved == server.saved.name
+    assert (report.saved_at, report.save_s) == (1000.0, 2.0)  # taken at 0, looked after at 2
+    server.storage_error = "no space left"
+    clock.now = 3.0
+    server.serve_once(0.0)
+    assert mailbox.reports[-1].storage_error == "no space left"

@@ -8,16 +8,18 @@ from distbelief.param_server.report import STEPS_MAX, UNKNOWN
 from distbelief.param_server.reporter import Head
 from distbelief.param_server.traffic import Traffic, Trip
 from distbelief.workers.diary import OPEN_MAX, Diary
+from distbelief.workers.exchange import Exchange
 from distbelief.workers.meter import Measurement
 
+BRIEF = Exchange(0.1)
 HEAD = Head(
     run="job", token="t", name="w0", inc=1, n=1, at=1.8e9, span_s=1.0, pid=7, host="h", rss_bytes=1
 )
 
 
-def step(diary: Diary, now: float, traffic: Traffic, *, exchange: float = 0.1, **more) -> None:
+def step(diary: Diary, now: float, *, exchange: Exchange = BRIEF, **more) -> None:
     told = {"samples": 32, "staleness": 3, "version": 9, **more}
-    diary.end(now, 1.8e9 + now, exchange, traffic, **told)
+    diary.end(now, 1.8e9 + now, exchange, **told)
 
 
 def test_the_phases_are_parts_of_the_step():
@@ -25,8 +27,7 @@ def test_the_phases_are_parts_of_the_step():
     diary.begin(0.0)
     diary.wait_for_data(0.2)
     diary.compute(0.6)
-    traffic.fill_s = 0.03
-    step(diary, 1.0, traffic)
+    step(diary, 1.0, exchange=Exchange(0.1, fetch_s=0.03))
     diary.learn_loss(1.5)
     report = diary.report(HEAD, 1.25, traffic)
     assert (report.data_s, report.compute_s) == ((0.2,), (0.6,))
@@ -43,29 +44,30 @@ def test_of_a_script_compute_is_what_the_waits_leave():
     diary, traffic = Diary(), Traffic()
     diary.begin(0.0)
     diary.wait_for_data(0.25)
-    step(diary, 1.0, traffic, exchange=0.25)
+    step(diary, 1.0, exchange=Exchange(0.25))
     diary.learn_loss(None)
     report = diary.report(HEAD, 1.0, traffic)
     assert report.compute_s == (0.5,)
     assert report.has_loss == (False,)
 
 
-def test_copying_is_no_more_than_what_was_waited():
-    """Most of it happens while other answers are on their way, or backward still runs."""
-    diary, traffic = Diary(), Traffic()
+def test_what_a_device_still_computed_is_no_push():
+    """Backward returns at once there: the push is what waits for the device."""
+    diary = Diary(device="cuda")
     diary.begin(0.0)
-    traffic.fill_s = 5.0
-    step(diary, 1.0, traffic)
+    diary.compute(0.1)
+    step(diary, 1.0, exchange=Exchange(0.75, fetch_s=0.125, device_s=0.5))
     diary.learn_loss(1.0)
-    report = diary.report(HEAD, 1.0, traffic)
-    assert (report.fetch_s, report.push_s) == ((0.1,), (0.0,))
+    report = diary.report(HEAD, 1.0, Traffic())
+    assert (report.compute_s, report.fetch_s, report.push_s) == ((0.6,), (0.125,), (0.125,))
+    assert sum(p[0] for p in (report.compute_s, report.fetch_s, report.push_s)) <= report.step_s[0]
 
 
 def test_a_step_is_told_once_its_loss_is_known():
     diary, traffic = Diary(), Traffic()
     diary.begin(0.0)
     for i in range(3):
-        step(diary, i + 1.0, traffic)
+        step(diary, i + 1.0)
     diary.learn_loss(2.0)
     diary.learn_loss(math.nan)
     first = diary.report(HEAD, 3.0, traffic)
@@ -79,14 +81,14 @@ def test_a_step_is_told_once_its_loss_is_known():
 def test_a_loss_that_never_comes_holds_nothing_up():
     diary, traffic = Diary(), Traffic()
     for i in range(OPEN_MAX + 2):
-        step(diary, float(i), traffic)
+        step(diary, float(i))
     assert diary.report(HEAD, 0.0, traffic).has_loss == (False, False)
 
 
 def test_only_the_newest_steps_and_trips_are_kept():
     diary, traffic = Diary(), Traffic()
     for i in range(STEPS_MAX + 50):
-        step(diary, float(i), traffic)
+        step(diary, float(i))
         diary.learn_loss(float(i))
         for shard in range(4):
             traffic.trips.append(Trip(shard, True, 0.001))
@@ -109,10 +111,10 @@ def test_counts_are_of_the_span():
 def test_where_there_was_no_work_was_no_step():
     diary, traffic = Diary(), Traffic()
     diary.begin(0.0)
-    step(diary, 1.0, traffic)
+    step(diary, 1.0)
     diary.wait_for_data(50.0)
     diary.skip(60.0)
-    step(diary, 61.0, traffic)
+    step(diary, 61.0)
     diary.learn_loss(1.0)
     diary.learn_loss(1.0)
     report = diary.report(HEAD, 61.0, traffic)

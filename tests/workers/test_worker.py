@@ -12,6 +12,8 @@ from torch import nn
 from distbelief.controller.machine import Controller
 from distbelief.param_server.errors import DistBeliefError
 from distbelief.param_server.identity import Identity
+from distbelief.param_server.report import REPORTS, WorkerReport
+from distbelief.param_server.reporter import Reporter
 from distbelief.param_server.update import make_rule
 from distbelief.workers import downpour as downpour_module
 from distbelief.workers.downpour import DownpourConfig
@@ -494,3 +496,68 @@ def test_a_worker_asks_between_two_steps_whether_it_is_to_leave():
     assert worker.is_drained
     assert len(beats) == 1
     assert scene.samples_applied == 2  # the second look is 0.5 s after the first
+
+
+class Ear:
+    """What a worker's reports would bring to the monitor."""
+
+    def __init__(self) -> None:
+        self.reports: list[WorkerReport] = []
+
+    def send(self, data: bytes) -> bool:
+        report = REPORTS.decode(data)
+        assert isinstance(report, WorkerReport)
+        self.reports.append(report)
+        return True
+
+    def close(self) -> None:
+        pass
+
+
+class Forgetful(nn.Module):
+    """Batch normalisation and dropout: what a second pass over a batch could disturb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.out = nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.drop(self.norm(x)))
+
+
+def trained(share: float, overlap: bool | None) -> tuple[Scene, list[WorkerReport]]:
+    """A run of one worker, and its reports: one a step."""
+    scene, ear = Scene(Forgetful, epochs=2, meter=share), Ear()
+    scene.config = replace(scene.config, downpour=DownpourConfig(overlap=overlap))
+    worker = scene.worker(0)
+    worker._reporter = Reporter(ear, worker._identity, every_s=0.0)
+    torch.manual_seed(5)  # of dropout
+    worker.run()
+    assert scene.controller.queue.is_finished
+    return scene, ear.reports
+
+
+@pytest.mark.parametrize("overlap", [None, True], ids=["plain", "overlap"])
+def test_the_meter_changes_no_bit_of_what_is_trained_and_reports_what_it_saw(overlap):
+    without, silent = trained(0.0, overlap)
+    with_it, told = trained(1.0, overlap)
+    assert with_it.servers.values.equal(without.servers.values)
+    for one, other in zip(
+        with_it.models[0].state_dict().values(),
+        without.models[0].state_dict().values(),
+        strict=True,
+    ):
+        assert one.equal(other)
+    assert [m for report in silent for m in report.meter_cosine] == []
+    columns = [
+        [value for report in told for value in getattr(report, f"meter_{name}")]
+        for name in ("staleness", "cosine", "gap", "rate")
+    ]
+    num_steps = len(with_it.servers.pushes)
+    assert [len(column) for column in columns] == [num_steps] * 4
+    staleness, cosine, gap, rate = columns
+    assert staleness == [1] * num_steps  # alone: its own update and no other's
+    assert all(-1 <= value <= 1 for value in cosine)
+    assert sum(cosine) / num_steps > 0.5  # one step of a smooth loss: it still points there
+    assert sum(gap) < 0  # and that step was of use to its batch
+    assert any(rate)
