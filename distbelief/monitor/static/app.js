@@ -201,7 +201,9 @@ class App {
   showEvents() {
     const items = this.events;
     setText($("events-total"), String(items.length));
-    const recent = items.slice(-4).reverse();
+    // Of many checkpoints the newest is news.
+    const newest = items.findLast((event) => event.kind === "checkpoint");
+    const recent = items.filter((event) => event.kind !== "checkpoint" || event === newest).slice(-4).reverse();
     $("recent").replaceChildren(...recent.map((event) => make("li", { title: event.text }, make("time", { class: "mono" }, clock(event.at)), make("span", { class: `glyph g-${event.kind}`, "aria-hidden": "true" }, glyph(event.kind)), make("span", {}, event.text))));
     if (!recent.length) $("recent").append(make("li", { class: "dim" }, "Nothing has happened yet"));
     this.heatmap.events = items;

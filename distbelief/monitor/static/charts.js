@@ -124,12 +124,12 @@ export class Distribution {
     g.textBaseline = "middle";
     for (const share of [0, 0.5, 1]) g.fillText(`${share * 100}%`, plot.x1 + 5, yOf(share));
     this.mark(fair, `fair ${whole(fair)}`, "right");
-    this.mark(p99, `p99 ${whole(p99)}`, "left");
+    this.mark(p99, `p99 ${whole(p99)}`, plot.x(Math.max(p99, low)) > plot.x1 - 45 ? "right" : "left", 12);
     setText($("dist-sub"), `${whole(n)} applied updates, last 60 s` + (n < 200 ? ": few" : ""));
     $("dist").setAttribute("aria-label", `Staleness of ${whole(n)} updates: 99 of 100 are at most ${whole(p99)}, the fair share is ${whole(fair)}`);
   }
 
-  mark(value, text, align) {
+  mark(value, text, align, lower = 0) {
     const { g } = this.plot;
     if (value === null || value < 0.5) return;
     const x = this.plot.x(value);
@@ -143,7 +143,7 @@ export class Distribution {
     g.setLineDash([]);
     g.fillStyle = theme().dim;
     g.textAlign = align;
-    g.fillText(text, x + (align === "right" ? -4 : 4), this.plot.y0 - 4);
+    g.fillText(text, x + (align === "right" ? -4 : 4), this.plot.y0 - 4 + lower);
   }
 }
 

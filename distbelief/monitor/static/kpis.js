@@ -1,7 +1,7 @@
 // The five numbers at the top.
 
 import { $, put, setText } from "./dom.js";
-import { DASH, duration, loss, number, whole } from "./format.js";
+import { duration, loss, number, whole } from "./format.js";
 import { context, spark } from "./plot.js";
 import { rampColor, theme } from "./theme.js";
 
@@ -34,7 +34,7 @@ export class Kpis {
 
   progress(p) {
     const isTime = p.unit === "seconds";
-    put("kpi.progress.done", p.done === null ? DASH : isTime ? duration(p.done) : p.unit === "epochs" ? p.done.toFixed(p.done < 10 ? 2 : 1) : whole(p.done));
+    put("kpi.progress.done", p.done === null ? whole(p.samples) : isTime ? duration(p.done) : p.unit === "epochs" ? p.done.toFixed(p.done < 10 ? 2 : 1) : whole(p.done));
     const total = p.total ? ` / ${isTime ? duration(p.total) : whole(p.total)}` : "";
     setText($("progress-of"), `${total} ${isTime ? "" : p.unit === "none" ? "samples" : (p.unit ?? "")}`.trim());
     const share = p.share === null || p.share === undefined ? 0 : Math.min(1, p.share);

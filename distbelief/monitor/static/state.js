@@ -26,12 +26,13 @@ export function onView(call) {
   listeners.push(call);
 }
 
-// [from, to] in unix seconds; the run's begin bounds "all".
+// [from, to] in unix seconds.
 export function span(now, started) {
   if (view.z) {
     const [from, to] = view.z.split("-").map(Number);
     if (to > from) return [from, to];
   }
   const from = now - WINDOWS[view.w];
-  return [view.w === "all" && started ? Math.min(Math.max(from, started), now - 60) : from, now];
+  // A run that is younger than the window fills it.
+  return [started ? Math.min(Math.max(from, started), now - 60) : from, now];
 }
