@@ -181,6 +181,13 @@ export class Heatmap {
     }
     for (const { x, kind, count, event } of shown) {
       g.fillStyle = color[kind] ?? t.dim;
+      if (kind === "checkpoint") { // there are many, and all is well
+        g.fillStyle = t.other;
+        g.font = "8px " + t.font;
+        g.fillText(glyph(kind), x, LANE / 2 - 1);
+        g.font = "bold 13px " + t.font;
+        continue;
+      }
       g.fillText(count > 1 && count < 100 ? `${glyph(kind)}` : glyph(kind), x, LANE / 2 - 1);
       if (count > 1) {
         g.font = "9px " + t.font;
