@@ -91,9 +91,15 @@ class Spectator:
             self._spawn()
 
     def wait(self) -> None:
-        """Until it listens, or has failed to."""
+        """Until it listens, or has failed to; whoever is started before it listens never reports.
+
+        One that was lost is waited for once more.
+        """
         deadline = self._clock() + START_TIMEOUT_S
-        while self._process is not None and not self._is_ready:
+        while not self._is_ready:
+            is_to_come = self.num_restarts == 1 and self._supervisor.is_waiting(MONITOR)
+            if self._process is None and not is_to_come:
+                return
             self._read(0.05)
             self.look()
             if self._clock() > deadline:
@@ -228,7 +234,9 @@ class Spectator:
         if process is None or process.stdout is None or self._is_ready:
             return
         descriptor = process.stdout.fileno()
-        if not select.select([descriptor], [], [], timeout_s)[0]:
+        poll = select.poll()  # `select` knows no descriptor above 1023: a large run has them
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(1000 * timeout_s):
             return
         with contextlib.suppress(BlockingIOError):
             self._heard += os.read(descriptor, 65_536)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -248,6 +249,43 @@ def test_one_that_says_nothing_is_not_waited_for_for_ever(stage, monkeypatch):
     assert play.spectator.endpoint == ""
     assert "does not listen" in play.said[0]
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_one_that_is_lost_before_it_listens_is_waited_for_once_more(stage):
+    """Workers are told where it listens when they are started, and never again."""
+    play = stage("stumbles")
+    play.start()
+    assert play.spectator.endpoint
+    assert len(play.notes("config")) == 2
+    assert play.said == [f"dashboard {play.spectator.url}"]
+
+
+def test_one_that_never_listens_keeps_nobody_waiting(stage):
+    play = stage("good")
+    play.spectator._command = [sys.executable, "-S", "-c", "raise SystemExit(3)"]
+    play.start()
+    assert play.spectator.endpoint == ""
+    assert play.spectator.num_restarts == 2  # the third comes while the run goes on
+
+
+def test_it_is_started_again_in_a_process_of_many_descriptors(stage):
+    play = stage("good")
+    play.start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    null = os.open(os.devnull, os.O_RDONLY)
+    many = [os.dup(null) for _ in range(1024)]
+    try:
+        os.kill(play.pid, signal.SIGKILL)
+        play.look_until(lambda: len(play.notes("config")) == 2 and play.spectator._is_ready)
+        process = play.spectator._process
+        assert process is not None
+        assert process.stdout is not None
+        assert process.stdout.fileno() > 1023
+    finally:
+        for descriptor in (null, *many):
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_command_that_is_not_there_is_said(stage):
