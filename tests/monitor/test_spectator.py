@@ -224,6 +224,13 @@ def test_one_that_dies_again_and_again_is_given_up_and_said_once(stage):
     play.spectator.tell(look_at(2))  # into nothing
 
 
+def test_one_that_ends_before_it_serves_is_started_again_before_others_are_told_of_it(stage):
+    play = stage("stillborn")
+    play.start()
+    assert play.spectator.endpoint == "tcp://127.0.0.1:9"
+    assert (play.spectator.num_restarts, len(play.said)) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("mode", "why"),
     [("error", "it cannot serve: a test"), ("junk", "does not say where it listens")],
