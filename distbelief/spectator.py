@@ -91,19 +91,16 @@ class Spectator:
             self._spawn()
 
     def wait(self) -> None:
-        """Until it listens, or has failed to; whoever is started before it listens never reports.
-
-        One that was lost is waited for once more.
-        """
+        """Until it listens, or has failed to: processes are told where it is as they start."""
         deadline = self._clock() + START_TIMEOUT_S
         while not self._is_ready:
-            is_to_come = self.num_restarts == 1 and self._supervisor.is_waiting(MONITOR)
-            if self._process is None and not is_to_come:
+            if self._process is None and not self._supervisor.is_waiting(MONITOR):
+                return
+            if self._clock() > deadline:
+                self._give_up(f"it does not listen after {START_TIMEOUT_S:.0f} s")
                 return
             self._read(0.05)
             self.look()
-            if self._clock() > deadline:
-                self._give_up(f"it does not listen after {START_TIMEOUT_S:.0f} s")
 
     def tell(self, entry: AnyEntry) -> None:
         """Tell something of the run. Never waits."""
@@ -232,6 +229,8 @@ class Spectator:
         """Take its one line, if it is there."""
         process = self._process
         if process is None or process.stdout is None or self._is_ready:
+            if timeout_s:
+                time.sleep(timeout_s)
             return
         descriptor = process.stdout.fileno()
         poll = select.poll()  # `select` knows no descriptor above 1023: a large run has them
@@ -274,6 +273,7 @@ class Spectator:
 
     def _give_up(self, why: str) -> None:
         process, self._process = self._process, None
+        self._supervisor.forget()
         if process is not None:
             self._close_pipes(process)
             process.kill()

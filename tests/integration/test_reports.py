@@ -124,8 +124,8 @@ def test_what_a_monitor_shows_and_keeps_is_what_was(user_folder):
         phases = worker["phases_s"]
         assert sum(phases.values()) == pytest.approx(worker["step_s"], rel=0.02)
         assert phases["compute"] > SLEEP_S
-        assert 0 <= phases["other"] < 0.2 * worker["step_s"]
-        assert worker["age_s"] < 5
+        assert 0 <= phases["other"] < 0.5 * worker["step_s"]
+        assert worker["age_s"] < 10
         assert 0 < worker["pushes"] <= result.updates
         assert Path(f"/proc/{worker['pid']}").exists() is False  # by now
 

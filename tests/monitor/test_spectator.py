@@ -225,6 +225,13 @@ def test_one_that_dies_again_and_again_is_given_up_and_said_once(stage):
     play.spectator.tell(look_at(2))  # into nothing
 
 
+def test_one_that_ends_before_it_serves_is_started_again_before_others_are_told_of_it(stage):
+    play = stage("stillborn")
+    play.start()
+    assert play.spectator.endpoint == "tcp://127.0.0.1:9"
+    assert (play.spectator.num_restarts, len(play.said)) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("mode", "why"),
     [("error", "it cannot serve: a test"), ("junk", "does not say where it listens")],
@@ -249,23 +256,6 @@ def test_one_that_says_nothing_is_not_waited_for_for_ever(stage, monkeypatch):
     assert play.spectator.endpoint == ""
     assert "does not listen" in play.said[0]
     assert not Path(f"/proc/{pid}").exists()
-
-
-def test_one_that_is_lost_before_it_listens_is_waited_for_once_more(stage):
-    """Workers are told where it listens when they are started, and never again."""
-    play = stage("stumbles")
-    play.start()
-    assert play.spectator.endpoint
-    assert len(play.notes("config")) == 2
-    assert play.said == [f"dashboard {play.spectator.url}"]
-
-
-def test_one_that_never_listens_keeps_nobody_waiting(stage):
-    play = stage("good")
-    play.spectator._command = [sys.executable, "-S", "-c", "raise SystemExit(3)"]
-    play.start()
-    assert play.spectator.endpoint == ""
-    assert play.spectator.num_restarts == 2  # the third comes while the run goes on
 
 
 def test_it_is_started_again_in_a_process_of_many_descriptors(stage):
