@@ -65,6 +65,8 @@ class Chronicler:
         now: on the controller's clock. wall: unix time. state: the journal's.
         """
         entries: list[AnyEntry] = []
+        if self._noticed:
+            entries += self._arrivals(wall)  # who is lost had come before: that is no return
         for kind, who, text in self._noticed:
             if kind == "crash":
                 self._lost_at[who] = wall

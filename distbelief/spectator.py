@@ -91,13 +91,16 @@ class Spectator:
             self._spawn()
 
     def wait(self) -> None:
-        """Until it listens, or has failed to."""
+        """Until it listens, or has failed to: processes are told where it is as they start."""
         deadline = self._clock() + START_TIMEOUT_S
-        while self._process is not None and not self._is_ready:
-            self._read(0.05)
-            self.look()
+        while not self._is_ready:
+            if self._process is None and not self._supervisor.is_waiting(MONITOR):
+                return
             if self._clock() > deadline:
                 self._give_up(f"it does not listen after {START_TIMEOUT_S:.0f} s")
+                return
+            self._read(0.05)
+            self.look()
 
     def tell(self, entry: AnyEntry) -> None:
         """Tell something of the run. Never waits."""
@@ -226,9 +229,13 @@ class Spectator:
         """Take its one line, if it is there."""
         process = self._process
         if process is None or process.stdout is None or self._is_ready:
+            if timeout_s:
+                time.sleep(timeout_s)
             return
         descriptor = process.stdout.fileno()
-        if not select.select([descriptor], [], [], timeout_s)[0]:
+        poll = select.poll()  # `select` knows no descriptor above 1023: a large run has them
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(1000 * timeout_s):
             return
         with contextlib.suppress(BlockingIOError):
             self._heard += os.read(descriptor, 65_536)
@@ -266,6 +273,7 @@ class Spectator:
 
     def _give_up(self, why: str) -> None:
         process, self._process = self._process, None
+        self._supervisor.forget()
         if process is not None:
             self._close_pipes(process)
             process.kill()

@@ -16,6 +16,7 @@ from distbelief.commands.training import (
     set_option,
     train,
 )
+from distbelief.commands.watching import watch_options
 from distbelief.problem import Problem
 from distbelief.result import Result
 from distbelief.settings import FLAGS, Settings, gather
@@ -76,20 +77,7 @@ class LaunchCommand(JsonCommand):
 @click.option("--until", metavar="END", help="10-epochs, 5000-updates or 20m.")
 @click.option("--seed", type=int, metavar="N", help="Of the first parameters and the data's order.")
 @click.option("--run-dir", metavar="DIR", help="Where run folders are made; ./runs by default.")
-@click.option(
-    "--dashboard/--no-dashboard", default=None, help="Watch the run, and serve what is seen of it."
-)
-@click.option(
-    "--allow-actions/--no-allow-actions",
-    default=None,
-    help="Have the dashboard drain workers and stop the run.",
-)
-@click.option(
-    "--log",
-    metavar="NAMES",
-    callback=lambda ctx, param, names: names and names.split(","),
-    help="Log values too: tensorboard, wandb, mlflow, trackio; by commas.",
-)
+@watch_options
 @click.option(
     "--config",
     "configs",

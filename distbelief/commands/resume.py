@@ -15,6 +15,7 @@ from distbelief.commands.training import (
     set_option,
     train,
 )
+from distbelief.commands.watching import watch_options
 from distbelief.folder import RunFolder
 from distbelief.problem import Problem
 from distbelief.result import Result
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 @click.command("resume", short_help="Go on with a run from its last checkpoint.", cls=JsonCommand)
 @click.argument("run", type=RUN)
+@watch_options
 @click.option("--workers", type=WORKERS, metavar="N", help="Another number, or MIN:MAX.")
 @click.option("--until", metavar="END", help="Another end: 20-epochs, 5000-updates or 20m.")
 @click.option("--engine", type=click.Choice(["ray", "local"]), help="What starts the processes.")

@@ -6,6 +6,7 @@ import pytest
 
 from distbelief.chronicle import Event, RunReport, decode, encode
 from distbelief.chronicler import EVERY_S, TEXT_MAX, Chronicler
+from distbelief.controller.machine import CONTROLLER, Member
 from distbelief.workers.notes import Ended, Leaving, Serving, Where
 from tests.app.test_controller import Play
 
@@ -104,6 +105,31 @@ def test_who_comes_has_joined_and_who_was_lost_is_back_after_so_long(desk):
     (back,) = [e for e in desk.look(2.0) if isinstance(e, Event)]
     assert (back.kind, back.who, back.text) == ("recover", "w0", "w0 is back after 2.0 s")
     assert desk.events() == []
+
+
+def test_who_is_lost_before_it_was_seen_had_joined_and_is_not_back_yet(desk):
+    desk.look()
+    desk.play.where("w0")
+    desk.chronicler.notice("crash", "w0", "w0 is lost: killed by signal 9")
+    desk.play.controller.lose("w0")
+    assert desk.events() == [("join", "w0"), ("crash", "w0")]
+    assert desk.events(3.0) == []
+    desk.play.say(Where, "w0", inc=2, pid=21, host="h")
+    (back,) = [e for e in desk.look() if isinstance(e, Event)]
+    assert (back.kind, back.text) == ("recover", "w0 is back after 4.0 s")
+
+
+def test_a_controller_that_is_lost_is_back_and_its_restarts_are_counted(desk):
+    desk.look()
+    desk.play.controller.members[CONTROLLER] = Member(CONTROLLER, 1, 30, "h")
+    assert desk.events() == []  # it has not joined: it is not part of the crew
+    desk.chronicler.notice("crash", CONTROLLER, "the controller is lost")
+    assert desk.events(0.1) == [("crash", CONTROLLER)]
+    desk.play.controller.members[CONTROLLER] = Member(CONTROLLER, 2, 31, "h")
+    assert desk.events(2.0) == [("recover", CONTROLLER)]
+    told = desk.chronicler.look(desk.play.now + 1, WALL, "training", None, 3, 7)
+    (report,) = [entry for entry in told if isinstance(entry, RunReport)]
+    assert (report.controller_restarts, report.dropped) == (3, 7)
 
 
 def test_a_shard_that_serves_is_no_news_but_one_that_is_back_is(desk):

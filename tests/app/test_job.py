@@ -189,6 +189,46 @@ def test_encrypted_and_insecure_at_once_is_a_mistake():
 
 
 @pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["monitor.port=70000"], "monitor.port must be from 0 to 65535"),
+        (["monitor.port=-1"], "monitor.port must be from 0 to 65535"),
+        (["monitor.per_worker=-1"], "monitor.per_worker must be at least 0"),
+        (["monitor.access=false", "monitor.host=10.0.0.7"], "whoever reaches that address"),
+        (["monitor.access=false", "monitor.host=0.0.0.0"], "whoever reaches that address"),
+        (["monitor.access=false", "monitor.actions=true"], "anybody could stop the run"),
+        (["monitor.root_path=runs"], "no path such as /runs/7"),
+        (["monitor.root_path=/runs/"], "no path such as /runs/7"),
+        (["monitor.root_path=//evil.example"], "no path such as /runs/7"),
+        (['monitor.log=["tensorboard","carrier pigeon"]'], "'carrier pigeon' is none of"),
+        (["train.meter=1.5"], "from 0 to 1"),
+        (["train.meter=-0.1"], "from 0 to 1"),
+        (["train.meter=0.1", "train.n_push=2"], "n_fetch = n_push = 1"),
+        (["train.meter=0.1", "train.fetch_policy=latest"], "fetch_policy 'fresh'"),
+    ],
+)
+def test_a_monitor_that_makes_no_sense_is_refused(settings, told):
+    with pytest.raises(Problem) as caught:
+        load(settings=settings)
+    assert told in caught.value.what
+
+
+def test_a_monitor_as_it_may_be():
+    monitor = load(
+        settings=[
+            "monitor.access=false", "monitor.host=::1", "monitor.root_path=/runs/7",
+            'monitor.log=["tensorboard"]', "train.meter=0.02", "train.log_grad_norm=true",
+        ]
+    )  # fmt: skip
+    assert monitor.monitor.is_loopback
+    assert monitor.monitor.log == ("tensorboard",)
+    assert (monitor.worker_config.meter, monitor.worker_config.log_grad_norm) == (0.02, True)
+    plain = Job()
+    assert (plain.monitor.on, plain.monitor.actions, plain.monitor.access) == (True, False, True)
+    assert (plain.train.meter, plain.train.log_grad_norm) == (0.0, False)
+
+
+@pytest.mark.parametrize(
     ("rule", "hyper", "taken"),
     [
         ("sgd", "momentum=0.9", "none"),

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from distbelief.cli import cli
 from distbelief.folder import RunFolder
-from distbelief.keyring import LAUNCHER, SERVER, Keyring, read_pair, write_pair
+from distbelief.keyring import LAUNCHER, MONITOR, SERVER, Keyring, read_pair, write_pair
 from distbelief.param_server.curve import Pair
 from distbelief.problem import Problem
 
@@ -153,3 +153,12 @@ def test_status_says_plainly_whether_a_run_is_encrypted(tmp_path, net, listed, s
         assert "crypt" not in done.output.lower()
     else:
         assert said in done.output
+
+
+def test_the_monitor_hears_workers_and_shards_and_speaks_to_nobody():
+    ring = Keyring(WORKERS, SHARDS)
+    keys = ring.of(MONITOR)
+    assert sorted(keys.names.values()) == ["shard0", "shard1", "w0", "w1"]
+    assert keys.serving == ring.of("shard0").serving
+    assert "monitor" not in ring.of("shard0").names.values()
+    assert "monitor" not in ring.of(LAUNCHER).names.values()

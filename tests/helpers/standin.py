@@ -3,8 +3,8 @@
     python standin.py FILE MODE     FILE gets JSON lines: config, chronicle, reports
 
 Modes: good; deaf (does not read the chronicle); mute (says nothing); junk (says what is no
-answer); error (says why it cannot serve); dies (serves, and ends); collects (good, and takes
-reports by the real Collector).
+answer); error (says why it cannot serve); dies (serves, and ends); stillborn (ends before it
+serves, the first time); collects (good, and takes reports by the real Collector).
 """
 
 import json
@@ -22,6 +22,10 @@ def main(path, mode):
     line, _, left = bytes(rest).partition(b"\n")
     config = json.loads(line)
     note(path, "config", config)
+    if mode == "stillborn":
+        with open(path) as file:
+            if len(file.readlines()) == 1:
+                sys.exit(4)
     collector, feed, close = None, "tcp://127.0.0.1:9", lambda: None
     if mode == "collects":
         collector, close = collect(config)

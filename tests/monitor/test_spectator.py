@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -224,6 +225,13 @@ def test_one_that_dies_again_and_again_is_given_up_and_said_once(stage):
     play.spectator.tell(look_at(2))  # into nothing
 
 
+def test_one_that_ends_before_it_serves_is_started_again_before_others_are_told_of_it(stage):
+    play = stage("stillborn")
+    play.start()
+    assert play.spectator.endpoint == "tcp://127.0.0.1:9"
+    assert (play.spectator.num_restarts, len(play.said)) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("mode", "why"),
     [("error", "it cannot serve: a test"), ("junk", "does not say where it listens")],
@@ -248,6 +256,26 @@ def test_one_that_says_nothing_is_not_waited_for_for_ever(stage, monkeypatch):
     assert play.spectator.endpoint == ""
     assert "does not listen" in play.said[0]
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_it_is_started_again_in_a_process_of_many_descriptors(stage):
+    play = stage("good")
+    play.start()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    null = os.open(os.devnull, os.O_RDONLY)
+    many = [os.dup(null) for _ in range(1024)]
+    try:
+        os.kill(play.pid, signal.SIGKILL)
+        play.look_until(lambda: len(play.notes("config")) == 2 and play.spectator._is_ready)
+        process = play.spectator._process
+        assert process is not None
+        assert process.stdout is not None
+        assert process.stdout.fileno() > 1023
+    finally:
+        for descriptor in (null, *many):
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_command_that_is_not_there_is_said(stage):

@@ -145,6 +145,18 @@ def test_a_push_that_comes_in_several_messages_is_one():
     assert sum(report.stale_count) == 6
 
 
+def test_a_push_that_is_said_again_is_not_counted_again():
+    desk = Desk(1)
+    desk.push(0)
+    desk.report()
+    desk.seqs[0] -= 1  # its answer was lost
+    desk.bases[0] = [0, 0, 0]
+    assert set(desk.push(0).status) == {"dup"}
+    report = desk.report()
+    assert (report.w, report.pushes, report.refused_parts) == (("w0",), (0,), 0)
+    assert (report.stale_value, report.updates) == ((), 1)
+
+
 def test_a_new_incarnation_begins_anew():
     desk = Desk(1)
     desk.push(0)
