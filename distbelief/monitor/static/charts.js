@@ -124,12 +124,12 @@ export class Distribution {
     g.textBaseline = "middle";
     for (const share of [0, 0.5, 1]) g.fillText(`${share * 100}%`, plot.x1 + 5, yOf(share));
     this.mark(fair, `fair ${whole(fair)}`, "right");
-    this.mark(p99, `p99 ${whole(p99)}`, plot.x(Math.max(p99, low)) > plot.x1 - 45 ? "right" : "left", 12);
+    this.mark(p99, `p99 ${whole(p99)}`, "left");
     setText($("dist-sub"), `${whole(n)} applied updates, last 60 s` + (n < 200 ? ": few" : ""));
     $("dist").setAttribute("aria-label", `Staleness of ${whole(n)} updates: 99 of 100 are at most ${whole(p99)}, the fair share is ${whole(fair)}`);
   }
 
-  mark(value, text, align, lower = 0) {
+  mark(value, text, align) {
     const { g } = this.plot;
     if (value === null || value < 0.5) return;
     const x = this.plot.x(value);
@@ -143,7 +143,7 @@ export class Distribution {
     g.setLineDash([]);
     g.fillStyle = theme().dim;
     g.textAlign = align;
-    g.fillText(text, x + (align === "right" ? -4 : 4), this.plot.y0 - 4 + lower);
+    g.fillText(text, x + (align === "right" ? -4 : 4), this.plot.y0 - 4);
   }
 }
 
@@ -165,8 +165,8 @@ export class Norm {
     const g = this.plot.begin();
     if (!this.updates) return;
     const showsMeter = !this.meter.off && (view.k === "meter" || this.updates.off);
-    setText($("t-norm"), showsMeter ? "Is asynchrony hurting?" : "Staleness × norm");
-    setText($("norm-sub"), showsMeter ? this.meter.text || "Cosine of gradients by updates between them" : "Gradient norm of single updates");
+    setText($("t-norm"), showsMeter ? "Is asynchrony hurting?" : "Staleness × gradient norm");
+    setText($("norm-sub"), showsMeter ? this.meter.text || "Cosine of gradients by updates between them" : "Each dot is one applied update");
     if (showsMeter) return this.drawMeter();
     if (this.updates.off) {
       box.hidden = false;

@@ -1,177 +1,256 @@
-// Plot: a canvas with axes. Sizes are CSS pixels; the canvas has as many as the screen.
+// Plot: axes, cursor and zoom of charts; those over time share all three.
 
-import { theme } from "./theme.js";
-import { clock } from "./format.js";
+import { clock, count, digits } from "./format.js";
+import { Pane, inFrame } from "./painter.js";
+import { run } from "./run.js";
+import { choose, pointer, state } from "./state.js";
+import { FONT, theme } from "./theme.js";
 
-const BRIDGE = 4;
+const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800];
+const DRAG_PX = 5;
+const DOUBLE_MS = 260;
+const plots = new Set();
 
-export function context(canvas) {
-  const box = canvas.getBoundingClientRect();
-  const [width, height] = [Math.max(1, Math.floor(box.width)), Math.max(1, Math.floor(box.height))];
-  const scale = window.devicePixelRatio || 1;
-  if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
-    canvas.width = Math.round(width * scale);
-    canvas.height = Math.round(height * scale);
-  }
-  const g = canvas.getContext("2d");
-  g.setTransform(scale, 0, 0, scale, 0, 0);
-  g.clearRect(0, 0, width, height);
-  g.font = "11px " + theme().font;
-  return { g, width, height };
+export function niceTicks(lo, hi, num) {
+  const raw = (hi - lo) / Math.max(1, num);
+  const base = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 2.5, 5, 10].map((f) => f * base).find((s) => s >= raw) ?? base * 10;
+  const ticks = [];
+  for (let v = Math.ceil(lo / step - 1e-9) * step; v <= hi + step * 1e-6; v += step) ticks.push(Math.abs(v) < step * 1e-6 ? 0 : v);
+  return ticks;
 }
 
-export class Plot {
-  constructor(canvas, { left = 36, right = 10, top = 8, bottom = 20 } = {}) {
-    this.canvas = canvas;
-    this.pad = { left, right, top, bottom };
+export function logTicks(lo, hi, num) {
+  const ticks = [];
+  for (let e = Math.floor(Math.log10(lo)); e <= Math.ceil(Math.log10(hi)); e += 1) {
+    for (const m of [1, 2, 5]) {
+      const v = m * 10 ** e;
+      if (v >= lo * 0.999 && v <= hi * 1.001) ticks.push(v);
+    }
+  }
+  const thin = Math.ceil(ticks.length / Math.max(2, num));
+  return thin > 1 ? ticks.filter((_, i) => i % thin === 0) : ticks;
+}
+
+/** Times on whole minutes, hours or days of where the viewer is. */
+export function timeTicks(from, to, num) {
+  const step = STEPS.find((s) => (to - from) / s <= num) ?? STEPS[STEPS.length - 1];
+  const shift = new Date(from * 1000).getTimezoneOffset() * 60;
+  const ticks = [];
+  for (let t = Math.ceil((from - shift) / step) * step + shift; t <= to; t += step) ticks.push(t);
+  return { ticks, step };
+}
+
+export const tickText = (v) => (Math.abs(v) >= 1000 ? count(v) : digits(v, 3));
+
+/** The smallest and largest of most values: some odd ones are not to squeeze the rest. */
+export function robust(values, cut = 0.01) {
+  const known = Float64Array.from(values.filter((v) => v !== null && Number.isFinite(v))).sort();
+  if (!known.length) return null;
+  const at = (q) => known[Math.min(known.length - 1, Math.max(0, Math.round(q * (known.length - 1))))];
+  return [at(cut), at(1 - cut), known[0], known[known.length - 1]];
+}
+
+/** Lines of a column over time, broken where a value is missing for longer than `gap` seconds. Of
+ * what falls on one pixel the first, the extremes and the last are drawn: it looks the same. */
+export function trace(ctx, at, values, x, y, gap = 30) {
+  ctx.beginPath();
+  let last = -Infinity, pixel = NaN, low = 0, high = 0, end = 0;
+  const flush = () => {
+    if (low !== end) ctx.lineTo(pixel, low);
+    if (high !== end) ctx.lineTo(pixel, high);
+    ctx.lineTo(pixel, end);
+  };
+  for (let i = 0; i < at.length; i += 1) {
+    const v = values[i];
+    if (v === null || v === undefined) continue;
+    const px = Math.round(x(at[i]) * 2) / 2, py = y(v), isApart = at[i] - last > gap;
+    last = at[i];
+    if (px === pixel && !isApart) {
+      low = Math.min(low, py);
+      high = Math.max(high, py);
+      end = py;
+      continue;
+    }
+    if (pixel === pixel) flush();
+    if (isApart) ctx.moveTo(px, py);
+    pixel = px;
+    low = high = end = py;
+  }
+  if (pixel === pixel) flush();
+}
+
+export function placeTip(tip, x, y) {
+  tip.hidden = false;
+  const { offsetWidth: w, offsetHeight: h } = tip;
+  const left = x + 16 + w > innerWidth - 8 ? x - 16 - w : x + 16;
+  tip.style.transform = `translate(${Math.max(8, Math.round(left))}px, ${Math.max(8, Math.min(innerHeight - h - 8, Math.round(y + 14)))}px)`;
+}
+
+/** A chart whose x axis is time. `over` is a canvas above it, for what follows the pointer. */
+export class TimePlot extends Pane {
+  constructor(canvas, over, margin) {
+    super(canvas);
+    this.margin = margin;
+    this.over = new Pane(over, (ctx, w, h) => this.drawOver(ctx, w, h));
+    plots.add(this);
+    canvas.addEventListener("pointermove", (event) => this._move(event));
+    canvas.addEventListener("pointerleave", () => this._leave());
+    canvas.addEventListener("pointerdown", (event) => this._down(event));
+    canvas.addEventListener("pointerup", (event) => this._up(event));
+    canvas.addEventListener("pointercancel", () => { pointer.selection = null; markOver(); });
+    canvas.addEventListener("dblclick", () => { clearTimeout(this._wait); choose({ zoom: "" }); });
   }
 
-  begin() {
-    Object.assign(this, context(this.canvas));
-    const { left, right, top, bottom } = this.pad;
-    this.x0 = left;
-    this.x1 = this.width - right;
-    this.y0 = top;
-    this.y1 = this.height - bottom;
-    return this.g;
+  remove() {
+    plots.delete(this);
+    this.over.remove();
+    super.remove();
   }
 
-  setX(from, to, log = false) {
-    [this.from, this.to, this.logX] = [from, to, log];
+  get plotWidth() {
+    return Math.max(1, this.canvas.clientWidth - this.margin.left - this.margin.right);
   }
 
-  setY(low, high, log = false) {
-    [this.low, this.high, this.logY] = [low, high, log];
+  x(t) {
+    const { from, to } = run.domain;
+    return this.margin.left + ((t - from) / (to - from)) * this.plotWidth;
   }
 
-  x(value) {
-    const [a, b, v] = this.logX ? [Math.log2(this.from), Math.log2(this.to), Math.log2(value)] : [this.from, this.to, value];
-    return this.x0 + ((v - a) / (b - a || 1)) * (this.x1 - this.x0);
+  timeAt(px) {
+    const { from, to } = run.domain;
+    return Math.min(to, Math.max(from, from + ((px - this.margin.left) / this.plotWidth) * (to - from)));
   }
 
-  y(value) {
-    const [a, b, v] = this.logY ? [Math.log(this.low), Math.log(this.high), Math.log(value)] : [this.low, this.high, value];
-    return this.y1 - ((v - a) / (b - a || 1)) * (this.y1 - this.y0);
+  timeAxis(ctx, w, h, { grid = true } = {}) {
+    const { from, to } = run.domain, { left, right, top, bottom } = this.margin;
+    const { ticks, step } = timeTicks(from, to, Math.max(2, Math.floor(this.plotWidth / 110)));
+    ctx.textAlign = "center";
+    ctx.textBaseline = "alphabetic";
+    for (const t of ticks) {
+      const x = Math.round(this.x(t)) + 0.5;
+      if (grid) line(ctx, x, top, x, h - bottom, theme.colors.grid);
+      const text = step >= 86400 ? new Date(t * 1000).toLocaleDateString([], { month: "short", day: "numeric" }) : clock(t, step < 60);
+      const half = ctx.measureText(text).width / 2;
+      if (x + half > w - 2 || x - half < left - 30) continue;
+      ctx.fillStyle = theme.colors.dim;
+      ctx.fillText(text, x, h - bottom + 15);
+    }
+    void right;
   }
 
-  gridY(ticks, text = String, right = false) {
-    const { g } = this;
-    const t = theme();
-    g.textBaseline = "middle";
-    g.textAlign = right ? "left" : "right";
-    for (const tick of ticks) {
-      const y = Math.round(this.y(tick)) + 0.5;
-      if (!right) {
-        g.strokeStyle = t.line;
-        g.beginPath();
-        g.moveTo(this.x0, y);
-        g.lineTo(this.x1, y);
-        g.stroke();
-      }
-      g.fillStyle = t.faint;
-      g.fillText(text(tick), right ? this.x1 + 5 : this.x0 - 6, y);
+  valueAxis(ctx, w, h, ticks, y, text = tickText) {
+    ctx.textAlign = "right";
+    ctx.textBaseline = "middle";
+    for (const v of ticks) {
+      const py = Math.round(y(v)) + 0.5;
+      line(ctx, this.margin.left, py, w - this.margin.right, py, theme.colors.grid);
+      ctx.fillStyle = theme.colors.dim;
+      ctx.fillText(text(v), this.margin.left - 6, py);
     }
   }
 
-  ticksX(ticks, text) {
-    const { g } = this;
-    g.fillStyle = theme().faint;
-    g.textBaseline = "top";
-    for (const tick of ticks) {
-      const x = this.x(tick);
-      if (x < this.x0 - 1 || x > this.x1 + 1) continue;
-      const half = g.measureText(text(tick)).width / 2;
-      g.textAlign = "center";
-      g.fillText(text(tick), Math.min(Math.max(x, half), this.width - half), this.y1 + 6);
+  drawOver(ctx, w, h) {
+    const { top, bottom } = this.margin, { time, selection } = pointer;
+    if (selection) {
+      const [a, b] = selection.map((t) => this.x(t));
+      ctx.globalAlpha = 0.16;
+      ctx.fillStyle = theme.colors.accent;
+      ctx.fillRect(Math.min(a, b), top, Math.abs(b - a), h - top - bottom);
+      ctx.globalAlpha = 1;
+    }
+    const { from, to } = run.domain;
+    if (time !== null && time >= from && time <= to) {
+      const x = Math.round(this.x(time)) + 0.5;
+      ctx.setLineDash([3, 3]);
+      line(ctx, x, top, x, h - bottom, theme.colors.dim);
+      ctx.setLineDash([]);
+      this.readout(ctx, w, h, time, x);
     }
   }
 
-  times() {
-    const span = this.to - this.from;
-    const steps = [5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 28800, 86400];
-    const step = steps.find((s) => span / s <= Math.max(2, (this.x1 - this.x0) / 110)) ?? 86400;
-    const ticks = [];
-    for (let at = Math.ceil(this.from / step) * step; at <= this.to; at += step) ticks.push(at);
-    this.ticksX(ticks, (at) => clock(at, step < 60));
+  /** What is shown beside the cursor. */
+  readout() {}
+
+  _at(event) {
+    const box = this.canvas.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top];
   }
 
-  line(xs, ys, color, width = 1.5, from = 0) {
-    const { g } = this;
-    g.strokeStyle = color;
-    g.lineWidth = width;
-    g.lineJoin = "round";
-    g.beginPath();
-    let last = -Infinity;
-    for (let i = from; i < xs.length; i++) {
-      if (ys[i] === null || ys[i] === undefined) continue;
-      const [x, y] = [this.x(xs[i]), this.y(ys[i])];
-      // Not everything is heard of in every bin; a longer hole stays one.
-      if (i - last <= BRIDGE) g.lineTo(x, y); else g.moveTo(x, y);
-      last = i;
-    }
-    g.stroke();
-    g.lineWidth = 1;
+  _move(event) {
+    const [px, py] = this._at(event);
+    pointer.time = this.timeAt(px);
+    if (this._begin !== undefined && Math.abs(px - this._begin) > DRAG_PX) pointer.selection = [this.timeAt(this._begin), pointer.time];
+    markOver();
+    this.hover?.(px, py, event);
   }
 
-  clip(draw) {
-    const { g } = this;
-    g.save();
-    g.beginPath();
-    g.rect(this.x0, this.y0 - 2, this.x1 - this.x0, this.y1 - this.y0 + 4);
-    g.clip();
-    draw();
-    g.restore();
+  /** While zoomed a second click may follow, which ends the zoom and opens nothing. */
+  _clicked(px, py) {
+    clearTimeout(this._wait);
+    if (state.zoom) this._wait = setTimeout(() => this.click?.(px, py), DOUBLE_MS);
+    else this.click?.(px, py);
+  }
+
+  _leave() {
+    pointer.time = null;
+    markOver();
+    this.leave?.();
+  }
+
+  _down(event) {
+    if (event.button !== 0 || event.pointerType === "touch") return;
+    this._begin = this._at(event)[0];
+    this.canvas.setPointerCapture(event.pointerId);
+  }
+
+  _up(event) {
+    const [px, py] = this._at(event);
+    const chosen = pointer.selection;
+    const begin = this._begin;
+    this._begin = undefined;
+    pointer.selection = null;
+    markOver();
+    if (chosen && Math.abs(chosen[1] - chosen[0]) >= 2) {
+      const [from, to] = chosen.sort((a, b) => a - b);
+      choose({ zoom: `${Math.floor(from)}-${Math.ceil(to)}` });
+    } else if (event.button === 0 && (begin === undefined || Math.abs(px - begin) <= DRAG_PX)) this._clicked(px, py);
   }
 }
 
-// Round numbers between two, about `count` of them.
-export function ticks(low, high, count = 3) {
-  const raw = (high - low) / Math.max(1, count);
-  if (!(raw > 0)) return [low];
-  const ten = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((k) => k * ten).find((s) => s >= raw);
-  const found = [];
-  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + 1e-9; v += step) found.push(Number(v.toPrecision(12)));
-  return found;
+export function line(ctx, x0, y0, x1, y1, colour) {
+  ctx.strokeStyle = colour;
+  ctx.lineWidth = 1;
+  ctx.beginPath();
+  ctx.moveTo(x0, y0);
+  ctx.lineTo(x1, y1);
+  ctx.stroke();
 }
 
-// The range that most values are in: single ones far out do not flatten the rest.
-export function robust(values) {
-  const sorted = values.filter((v) => v !== null && Number.isFinite(v)).sort((a, b) => a - b);
-  if (!sorted.length) return null;
-  const at = (q) => sorted[Math.min(sorted.length - 1, Math.floor(q * sorted.length))];
-  let [low, high] = [at(0.01), at(0.99)];
-  if (low === high) [low, high] = [low - Math.abs(low) * 0.1 - 1e-9, high + Math.abs(high) * 0.1 + 1e-9];
-  const room = (high - low) * 0.06;
-  return [low - room, high + room, sorted.filter((v) => v > high + room).length];
+export function markOver() {
+  inFrame(() => plots.forEach((plot) => { plot.over.isDirty = true; }));
 }
 
-// A small line without axes.
-export function spark(canvas, values, color, { zero = false, area = false } = {}) {
-  const { g, width, height } = context(canvas);
-  const known = values.filter((v) => v !== null && v !== undefined);
-  if (known.length < 2) return;
-  const high = Math.max(...known);
-  const low = zero ? 0 : Math.min(...known);
-  const x = (i) => (i / (values.length - 1)) * width;
-  const y = (v) => height - 2 - ((v - low) / (high - low || 1)) * (height - 4);
-  g.beginPath();
-  let first = null;
-  let lastX = 0;
-  values.forEach((v, i) => {
-    if (v === null || v === undefined) return;
-    if (first === null) { first = x(i); g.moveTo(x(i), y(v)); } else g.lineTo(x(i), y(v));
-    lastX = x(i);
-  });
-  g.strokeStyle = color;
-  g.lineWidth = 1.5;
-  g.stroke();
-  if (area) {
-    g.lineTo(lastX, height);
-    g.lineTo(first, height);
-    g.globalAlpha = 0.1;
-    g.fillStyle = color;
-    g.fill();
-    g.globalAlpha = 1;
-  }
+/** All charts over time: the domain has moved. */
+export function markTime() {
+  for (const plot of plots) plot.mark(), plot.over.mark();
+}
+
+/** Some words on a ground of their own. Returns: their width. */
+export function chip(ctx, text, x, y, { align = "left", bold = false, colour = theme.colors.text } = {}) {
+  ctx.font = `${bold ? 600 : 500} 11px ${FONT}`;
+  const w = ctx.measureText(text).width + 10;
+  const left = align === "left" ? x : align === "right" ? x - w : x - w / 2;
+  ctx.globalAlpha = 0.92;
+  ctx.fillStyle = theme.colors.card;
+  ctx.beginPath();
+  ctx.roundRect(left, y - 8.5, w, 17, 4);
+  ctx.fill();
+  ctx.globalAlpha = 1;
+  ctx.fillStyle = colour;
+  ctx.textAlign = "left";
+  ctx.textBaseline = "middle";
+  ctx.fillText(text, left + 5, y + 0.5);
+  ctx.font = `11px ${FONT}`;
+  return w;
 }

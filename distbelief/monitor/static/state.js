@@ -1,38 +1,48 @@
-// State of the view: window, unit, order, zoom, worker. It lives in the address, so a link shows the same.
+// State: what the viewer has chosen. It is in the address, so that a link shows the same.
 
-const DEFAULTS = { w: "15m", u: "ratio", o: "node", s: "linear", k: "norm", z: "", id: "", node: "" };
-const listeners = [];
+const DEFAULTS = { window: "15m", unit: "ratio", order: "node", worker: "", node: "", zoom: "", loss: "linear", effect: "", view: "" };
+const ALLOWED = {
+  window: ["5m", "15m", "1h", "all"], unit: ["ratio", "updates", "seconds"], order: ["node", "worst"],
+  loss: ["linear", "log"], effect: ["", "norm", "meter"], view: ["", "events", "help"],
+};
+export const WINDOWS = { "5m": 300, "15m": 900, "1h": 3600, all: Infinity };
+const listeners = new Set();
 
-export const WINDOWS = { "5m": 300, "15m": 900, "1h": 3600, all: 86400 };
+/** What the pointer does; in no link. */
+export const pointer = { time: null, selection: null };
+export const state = { ...DEFAULTS };
 
-export const view = { ...DEFAULTS };
-
-export function readView() {
-  const said = new URLSearchParams(location.hash.slice(1));
-  for (const name of Object.keys(DEFAULTS)) view[name] = said.get(name) ?? DEFAULTS[name];
-  if (!(view.w in WINDOWS)) view.w = DEFAULTS.w;
+/** Change some of it, and tell those who listen which. */
+export function choose(changes) {
+  const changed = Object.keys(changes).filter((key) => state[key] !== changes[key]);
+  if (!changed.length) return;
+  Object.assign(state, changes);
+  const text = Object.entries(state).filter(([key, value]) => value !== DEFAULTS[key])
+    .map(([key, value]) => `${key}=${encodeURIComponent(value)}`).join("&");
+  history.replaceState(null, "", text ? `#${text}` : `${location.pathname}${location.search}`);
+  for (const listener of listeners) listener(new Set(changed));
 }
 
-export function setView(changes) {
-  Object.assign(view, changes);
-  const said = new URLSearchParams();
-  for (const [name, value] of Object.entries(view)) if (value !== DEFAULTS[name]) said.set(name, value);
-  const text = said.toString();
-  history.replaceState(null, "", text ? "#" + text : location.pathname + location.search);
-  for (const call of listeners) call(changes);
+export const onState = (listener) => listeners.add(listener);
+
+/** [from, to] of a zoom, or null. */
+export function zoom() {
+  const [from, to] = state.zoom.split("-").map(Number);
+  return state.zoom && from < to ? [from, to] : null;
 }
 
-export function onView(call) {
-  listeners.push(call);
-}
-
-// [from, to] in unix seconds.
-export function span(now, started) {
-  if (view.z) {
-    const [from, to] = view.z.split("-").map(Number);
-    if (to > from) return [from, to];
+function read() {
+  const asked = Object.fromEntries(new URLSearchParams(location.hash.slice(1)));
+  const next = { ...DEFAULTS };
+  for (const key of Object.keys(DEFAULTS)) {
+    const value = asked[key];
+    if (value === undefined || value.length > 80) continue;
+    if (ALLOWED[key] ? ALLOWED[key].includes(value) : key !== "zoom" || /^\d+(\.\d+)?-\d+(\.\d+)?$/.test(value)) next[key] = value;
   }
-  const from = now - WINDOWS[view.w];
-  // A run that is younger than the window fills it.
-  return [started ? Math.min(Math.max(from, started), now - 60) : from, now];
+  choose(next);
+}
+
+export function startState() {
+  addEventListener("hashchange", read);
+  read();
 }

@@ -1,81 +1,112 @@
-// What is new, as it comes: from the stream that all tabs share, or by asking where that cannot be had.
+// Stream: brings what the monitor says. From the shared worker; where there is none, or it is
+// silent, by asking for what came after the last number.
 
-import { get, isReport } from "./api.js";
-
+const SILENT_MS = 5000;
 const POLL_MS = 2000;
-const SILENCE_MS = 5000;
 
 export class Stream {
-  // on: called with (kind, data) of each message, and with ("lost", seconds), ("found").
-  constructor(on) {
-    this.on = on;
-    this.seq = -1;
-    this.heardAt = performance.now();
-    this.isLost = false;
-    this.isOver = false;
-    this.isPolling = false;
-    this.port = null;
+  /** hear(kind, data) for each message; link(word) for live, reconnecting, denied. */
+  constructor(hear, link) {
+    this._hear = hear;
+    this._link = link;
+    this._seq = -1;
+    this._heardAt = 0;
+    this._isStill = false;
+    this._isPolling = false;
+    this._port = null;
+    this.transport = "none";
   }
 
   start() {
-    if (isReport) return;
     try {
-      const worker = new SharedWorker("shared.js", { name: "distbelief " + location.pathname });
-      this.port = worker.port;
-      this.port.onmessage = (event) => this.take(event.data.kind, event.data.data);
-      this.port.start();
-      this.port.postMessage("on");
+      if (typeof SharedWorker === "undefined") throw new Error("no SharedWorker");
+      const worker = new SharedWorker(new URL("shared.js", import.meta.url), { name: location.pathname });
+      this._port = worker.port;
+      this._port.onmessage = ({ data }) => this._take(data);
+      this._port.start();
+      document.addEventListener("visibilitychange", () => this._port.postMessage({ hidden: document.hidden }));
+      addEventListener("pagehide", () => this._port.postMessage({ gone: true }));
+      addEventListener("pageshow", (event) => event.persisted && location.reload());
     } catch {
-      this.port = null; // some browsers have none: ask instead
-      this.heardAt = -Infinity;
+      this._port = null; // asking will do
     }
-    document.addEventListener("visibilitychange", () => this.look());
-    addEventListener("pagehide", () => this.port && this.port.postMessage("off"));
-    setInterval(() => this.look(), 1000);
+    setInterval(() => this._watch(), 1000);
+    if (!this._port) this._poll();
   }
 
-  take(kind, data) {
-    if (kind === "open" || kind === "error") return;
-    this.heardAt = performance.now();
-    if (this.isLost) {
-      this.isLost = false;
-      this.on("found", null);
-    }
-    if (data && data.seq !== undefined) {
-      if (data.seq < this.seq && kind !== "meta") return;
-      this.seq = Math.max(this.seq, data.seq);
-    }
-    if (kind === "bye") this.isOver = true;
-    this.on(kind, data);
+  /** Nothing will come any more: a run that is over. */
+  rest() {
+    this._isStill = true;
   }
 
-  look() {
-    if (document.hidden || this.isOver) return;
-    const silent = performance.now() - this.heardAt;
-    if ((!this.port || silent > SILENCE_MS) && !this.isPolling) this.poll();
+  /** All up to this number is known. */
+  reset(seq) {
+    this._seq = Math.max(this._seq, seq);
   }
 
-  async poll() {
-    this.isPolling = true;
-    try {
-      const path = "delta?after=" + this.seq;
-      const reply = await fetch("api/v1/" + path);
-      if (reply.status === 410 || this.seq < 0) {
-        const tick = await get("snapshot");
-        this.take("resync", tick);
-      } else {
-        const answer = await reply.json();
-        const messages = Array.isArray(answer) ? answer : answer.items;
-        for (const one of messages) this.take(one.kind ?? one.event, one.data);
-        if (!messages.length) throw new Error("nothing new");
-      }
-    } catch {
-      const silent = (performance.now() - this.heardAt) / 1000;
-      if (silent > SILENCE_MS / 1000) {
-        this.isLost = true;
-        this.on("lost", silent);
+  _take({ kind, data, status, old }) {
+    if (kind === "status") {
+      if (status === "lost" && !this._isStill) this._link("reconnecting");
+      return;
+    }
+    this.transport = "stream";
+    this._give(kind, JSON.parse(data), old);
+  }
+
+  _give(kind, data, old = false) {
+    if (kind === "tick") {
+      this._seq = Math.max(this._seq, data.seq);
+      if (!old) {
+        this._heardAt = performance.now();
+        this._link("live");
       }
     }
-    setTimeout(() => { this.isPolling = false; }, POLL_MS - 100);
+    if (kind === "meta" && data.resync) this._seq = data.seq;
+    this._hear(kind, data);
+  }
+
+  _watch() {
+    if (document.hidden || this._isStill || this._isPolling) return;
+    if (performance.now() - this._heardAt > (this._heardAt || this._port ? SILENT_MS : 0) && performance.now() > SILENT_MS) this._poll();
+  }
+
+  async _poll() {
+    this._isPolling = true;
+    try {
+      while (!this._isStill && (this.transport !== "stream" || performance.now() - this._heardAt > SILENT_MS)) {
+        if (!document.hidden) await this._ask();
+        await new Promise((done) => setTimeout(done, POLL_MS));
+      }
+    } finally {
+      this._isPolling = false;
+    }
+  }
+
+  async _ask() {
+    try {
+      if (this._seq < 0) return; // the first answers bring a number to go on from
+      const reply = await fetch(`api/v1/delta?after=${this._seq}`, { cache: "no-store" });
+      if (reply.status === 401 || reply.status === 403) {
+        this._link("denied");
+        return;
+      }
+      if (reply.status === 410) {
+        const now = await (await fetch("api/v1/snapshot", { cache: "no-store" })).json();
+        this._seq = now.seq;
+        this._hear("resync", now);
+        this._link("live");
+        return;
+      }
+      if (!reply.ok) throw new Error(String(reply.status));
+      const items = await reply.json();
+      this.transport = "poll";
+      for (const { event, seq, data } of items) {
+        this._give(event, data);
+        this._seq = Math.max(this._seq, seq);
+      }
+      // The transport says how it came; a stream that speaks again takes over.
+    } catch {
+      this._link("reconnecting");
+    }
   }
 }
