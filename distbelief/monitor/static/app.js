@@ -22,6 +22,9 @@ import { startTheme } from "./theme.js";
 
 /** Held back while paused: the newest tick, and events. */
 let held = null, heldEvents = [];
+const stream = new Stream(hear, (link) => setLink(link));
+
+const tellTick = () => tell("tick");
 
 function takeTick(tick) {
   const isNew = !run.tick || tick.seq >= run.tick.seq || tick.t < run.tick.t - 5;
@@ -36,7 +39,7 @@ function takeTick(tick) {
   run.tick = tick;
   if (run.isOver && !isFirst) return;
   follow(tick.t);
-  inFrame(() => tell("tick"));
+  inFrame(tellTick, true);
 }
 
 function hear(kind, data) {
@@ -50,6 +53,7 @@ function hear(kind, data) {
       run.tick = null;
       restart();
     }
+    stream.rest(run.isOver);
     if (run.isOver) setLink("finished");
     tell("meta");
   } else if (kind === "resync") {
@@ -69,6 +73,7 @@ async function restart() {
 }
 
 function setLink(link) {
+  stream.rest(run.isOver);
   const next = run.isOver && link !== "denied" ? "finished" : link;
   if (next === run.link) return;
   const wasAway = run.link === "reconnecting";
@@ -93,7 +98,6 @@ function start() {
   startDrawer();
   startEvents();
   startKeys();
-  const stream = new Stream(hear, setLink);
   onState((changed) => {
     if (!changed.has("window") && !changed.has("zoom")) return;
     settle();

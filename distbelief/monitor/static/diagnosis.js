@@ -44,7 +44,8 @@ function render() {
   const root = byId("diagnosis"), findings = run.findings;
   const first = findings[0];
   if (!first) return;
-  const kind = first.id === "quiet" ? "quiet" : first.severity;
+  const isWell = first.id === "quiet" && (run.kpi?.workers?.alive ?? 0) > 0;
+  const kind = isWell ? "quiet" : first.severity;
   root.dataset.severity = kind;
   byId("sign").setAttribute("d", SIGNS[kind] ?? SIGNS.info);
   const sentence = byId("sentence");

@@ -24,7 +24,7 @@ function draw(ctx, w, h) {
   const total = found?.n ?? 0;
   empty.hidden = total > 0;
   if (!total) {
-    empty.textContent = found ? "No update was applied in the last 60 s." : "Waiting for the first updates.";
+    empty.textContent = found && run.state === "training" ? "No update was applied in the last minute." : "Waiting for the first updates.";
     return;
   }
   const { edges, count } = found, margin = { left: 38, right: 40, top: 10, bottom: 22 };

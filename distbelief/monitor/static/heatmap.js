@@ -133,7 +133,7 @@ class Heatmap extends TimePlot {
   // Geometry
 
   get plotHeight() {
-    return Math.max(1, this.canvas.clientHeight - this.margin.top - this.margin.bottom);
+    return Math.max(1, (this.height ?? this.canvas.clientHeight) - this.margin.top - this.margin.bottom);
   }
 
   _layout() {
@@ -276,7 +276,7 @@ class Heatmap extends TimePlot {
   _lane(ctx, w, h) {
     const { left, right } = this.margin, { from, to } = run.domain, y = LANE / 2 - 1;
     line(ctx, left, y + 0.5, w - right, y + 0.5, theme.colors.line);
-    const shown = run.events.filter((e) => !QUIET.has(e.kind) && e.at >= from && e.at <= to);
+    const shown = run.events.filter((e) => !QUIET.has(e.kind) && e.at >= from && e.at <= to).sort((a, b) => a.at - b.at);
     const clusters = [];
     for (const event of shown) {
       const x = this.x(event.at), last = clusters[clusters.length - 1];

@@ -112,6 +112,7 @@ function eta(progress) {
   const parts = [];
   if (run.isOver) parts.push(elapsed === null ? "Ended" : `Took ${duration(elapsed)}`);
   else if (left !== null) parts.push(elapsed !== null && elapsed < 60 ? "ETA after warm-up" : `ETA ${duration(left)} (${clock(run.now + left, false)})`);
+  else if (run.state === "waiting") parts.push("No run yet");
   else if (progress.total === null) parts.push("No end is set");
   else parts.push("ETA not known yet");
   if (epoch !== null && unit !== "epochs") parts.push(`epoch ${digits(epoch, 2)}`);
@@ -131,6 +132,8 @@ export function startKpis() {
     if (!kpi) return;
     const none = run.state === "waiting" || run.state === "starting" ? "The run has not begun to train." : "The monitor was told nothing of it.";
     showKey("kpi.loss", kpi.loss, kpi.loss === null ? "" : loss(kpi.loss), `No loss yet: ${none}`);
+    byId("val").hidden = kpi.val_loss === null;
+    showKey("kpi.val_loss", kpi.val_loss, kpi.val_loss === null ? "" : loss(kpi.val_loss), "Not evaluated yet.");
     const slope = byId("slope"), per = kpi.loss_slope_per_min;
     show(slope, per, per === null ? "" : `${per <= 0 ? "▼" : "▲"} ${digits(Math.abs(per), 2)} /min`, "");
     if (per === null) say(slope, "");

@@ -17,13 +17,16 @@ class Loss extends TimePlot {
   draw(ctx, w, h) {
     const series = run.series, empty = byId("loss-empty");
     const raw = series?.loss ?? [], smooth = series?.loss_smooth?.some((v) => v !== null) ? series.loss_smooth : raw;
-    const range = robust([...raw, ...smooth, ...(series?.val_loss ?? [])]);
+    const val = (series?.val_loss ?? []).filter((v) => v !== null);
+    const range = robust([...raw, ...smooth]) ?? robust(val);
     empty.hidden = Boolean(range);
     if (!range) {
       empty.textContent = run.state === "training" ? "No loss was reported in this span of time." : "The loss comes with the first steps.";
       return;
     }
     let [lo, hi] = range;
+    // There are few of these, and each counts.
+    for (const v of val) lo = Math.min(lo, v), hi = Math.max(hi, v);
     const most = range[3], isLog = state.loss === "log" && lo > 0;
     if (hi - lo < 1e-9) hi = lo + Math.max(1e-6, Math.abs(lo) * 0.1);
     const pad = isLog ? 1.04 : (hi - lo) * 0.05;

@@ -3,6 +3,7 @@
 import { FONT, onTheme } from "./theme.js";
 
 const FRAMES_MAX = 600;
+const GATHER_MS = 60;
 const panes = new Set();
 const jobs = new Set();
 let isAsked = false;
@@ -18,6 +19,8 @@ after.port1.onmessage = () => {
 
 function paint() {
   isAsked = false;
+  clearTimeout(timer);
+  timer = 0;
   began = performance.now();
   for (const job of jobs) job();
   jobs.clear();
@@ -37,10 +40,18 @@ export function ask() {
   requestAnimationFrame(paint);
 }
 
-/** Do this in the next frame, once. */
-export function inFrame(job) {
+let timer = 0;
+/** A little later: answers to one tick come one after the other, and are painted together. */
+function askLater() {
+  if (isAsked || timer) return;
+  timer = setTimeout(ask, GATHER_MS);
+}
+
+/** Do this in the next frame, once; `news`: it can wait for more of its kind. */
+export function inFrame(job, news = false) {
   jobs.add(job);
-  ask();
+  if (news) askLater();
+  else ask();
 }
 
 const seen = new IntersectionObserver((entries) => {
@@ -66,7 +77,7 @@ export class Pane {
   /** Its data, size or theme is another one. */
   mark() {
     this.isDirty = true;
-    if (this.isSeen) ask();
+    if (this.isSeen) askLater();
   }
 
   see(isSeen) {
@@ -92,7 +103,7 @@ export class Pane {
     ctx.clearRect(0, 0, width, height);
     ctx.font = `11px ${FONT}`;
     ctx.lineJoin = "bevel";
-    this.scale = scale;
+    Object.assign(this, { scale, width, height }); // asking the canvas each time costs a layout
     this.draw(ctx, width, height);
   }
 

@@ -109,7 +109,7 @@ export class TimePlot extends Pane {
   }
 
   get plotWidth() {
-    return Math.max(1, this.canvas.clientWidth - this.margin.left - this.margin.right);
+    return Math.max(1, (this.width ?? this.canvas.clientWidth) - this.margin.left - this.margin.right);
   }
 
   x(t) {

@@ -37,6 +37,7 @@ function xAxis(ctx, h, margin, wide, values) {
 function drawNorm(ctx, w, h) {
   const found = run.updates;
   if (!found) return stay("Waiting for the first pushes.");
+  if (!found.lag.length && run.state !== "training") return stay("Waiting for the first pushes.");
   if (found.off) return stay("Gradient norms are off. Turn them on with --set train.log_grad_norm=true.");
   const at = found.lag.flatMap((lag, i) => (lag === null || found.grad_norm[i] === null ? [] : [i]));
   if (!at.length) return stay("No push with a norm in the last 60 s.");
@@ -114,7 +115,7 @@ function drawMeter(ctx, w, h) {
     const values = bins[name], known = values.filter((v) => v !== null);
     if (!known.length) return;
     const top = margin.top + r * each + 19, bottom = margin.top + (r + 1) * each - 5;
-    let lo = fixed ? Math.min(0, ...known) : Math.min(0, ...known), hi = fixed ? 1 : Math.max(...known, lo + 1e-9);
+    let lo = fixed ? Math.min(0, ...known) : Math.min(0, ...known), hi = fixed ? 1 : Math.max(0, ...known);
     if (hi - lo < 1e-12) hi = lo + 1;
     const y = (v) => bottom - ((v - lo) / (hi - lo)) * (bottom - top);
     if (r) line(ctx, margin.left, Math.round(margin.top + r * each) + 0.5, w - margin.right, Math.round(margin.top + r * each) + 0.5, theme.colors.line);

@@ -34,9 +34,9 @@ export class Stream {
     if (!this._port) this._poll();
   }
 
-  /** Nothing will come any more: a run that is over. */
-  rest() {
-    this._isStill = true;
+  /** Whether nothing is missed when it is silent: the run is over. */
+  rest(isStill) {
+    this._isStill = isStill;
   }
 
   /** All up to this number is known. */
