@@ -19,6 +19,7 @@ from distbelief.param_server.traffic import Traffic, Trip
 from distbelief.process import forget_imports
 from distbelief.workers.diary import Diary
 from distbelief.workers.exchange import Exchange
+from distbelief.workers.staging import Known
 from tests.param_server.jobs import LAYOUT, RUN, ready_shard
 
 TIMES = 300
@@ -76,8 +77,7 @@ def workers_reports() -> Callable[[], object]:
 
     def call() -> None:
         for _ in range(9):  # steps a second
-            diary.end(1.0, 1.8e9, Exchange(seconds=0.1), samples=32, staleness=3, version=9)
-            diary.learn_loss(1.0)
+            diary.end(1.0, 1.8e9, Exchange(0.1), 32, staleness=3, version=9, loss=Known(1.0))
             traffic.trips += [Trip(0, True, 0.001)] * 2
         diary.report(HEAD, 1.0, traffic)
 

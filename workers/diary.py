@@ -13,9 +13,8 @@ from distbelief.param_server.reporter import Head
 from distbelief.param_server.traffic import Traffic
 from distbelief.workers.exchange import Exchange
 from distbelief.workers.meter import Measurement
+from distbelief.workers.staging import Reading
 
-OPEN_MAX = 64
-"""Steps that wait for their loss at most: a device computes it later."""
 METER_MAX = 64
 
 
@@ -30,8 +29,12 @@ class _Step:
     samples: int
     staleness: int | None
     version: int
-    grad_norm: float
-    loss: float | None = None
+    loss: Reading | None
+    grad_norm: Reading | None
+
+    @property
+    def is_known(self) -> bool:
+        return all(one is None or one.is_there for one in (self.loss, self.grad_norm))
 
 
 @dataclass(slots=True)
@@ -44,10 +47,8 @@ class Diary:
     _began_at: float | None = None
     _data_s: float = 0.0
     _compute_s: float | None = None
-    _done: deque[_Step] = field(default_factory=lambda: deque(maxlen=STEPS_MAX))
+    _steps: deque[_Step] = field(default_factory=lambda: deque(maxlen=STEPS_MAX))
     """To be told."""
-    _open: deque[_Step] = field(default_factory=deque)
-    """Their loss is not known yet."""
     _measured: deque[Measurement] = field(default_factory=lambda: deque(maxlen=METER_MAX))
     _traffic: tuple[int, int, int] = (0, 0, 0)
     """Bytes sent, received, and retries, as they were at the last report."""
@@ -77,17 +78,19 @@ class Diary:
         samples: int,
         staleness: int | None,
         version: int,
-        grad_norm: float | None = None,
+        loss: Reading | None = None,
+        grad_norm: Reading | None = None,
     ) -> None:
         """A step ends.
 
         wall: unix time. staleness: of the push that was answered in it; None where none was.
+        loss, grad_norm: of it; the step is told once they are there.
         """
         began, self._began_at = self._began_at, now
         seconds = max(0.0, now - (now if began is None else began))
         rest = max(0.0, seconds - self._data_s - exchange.seconds)
         compute = rest if self._compute_s is None else min(self._compute_s, rest)
-        self._open.append(
+        self._steps.append(
             _Step(
                 end=wall,
                 seconds=seconds,
@@ -98,21 +101,13 @@ class Diary:
                 samples=samples,
                 staleness=staleness,
                 version=version,
-                grad_norm=UNKNOWN if grad_norm is None else grad_norm,
+                loss=loss,
+                grad_norm=grad_norm,
             )
         )
         self.num_steps += 1
         self.num_samples += samples
         self._data_s, self._compute_s = 0.0, None
-        while len(self._open) > OPEN_MAX:
-            self._done.append(self._open.popleft())
-
-    def learn_loss(self, loss: float | None) -> None:
-        """Of the oldest step without one. None, or what is not finite: not known."""
-        if self._open:
-            step = self._open.popleft()
-            step.loss = loss if loss is not None and math.isfinite(loss) else None
-            self._done.append(step)
 
     def measure(self, one: Measurement) -> None:
         """The meter has looked at a step."""
@@ -121,9 +116,9 @@ class Diary:
 
     def report(self, head: Head, now: float, traffic: Traffic) -> WorkerReport:
         """What has come since the last one."""
-        steps, measured = list(self._done), list(self._measured)
-        self._done.clear()
+        steps, measured = self._take_steps(), list(self._measured)
         self._measured.clear()
+        losses, norms = [_value(s.loss) for s in steps], [_value(s.grad_norm) for s in steps]
         trips = traffic.take_trips()
         counts = (traffic.sent_bytes, traffic.received_bytes, traffic.retries)
         sent, received, retries = (a - b for a, b in zip(counts, self._traffic, strict=True))
@@ -141,12 +136,12 @@ class Diary:
             push_s=tuple([s.push for s in steps]),
             step_s=tuple([s.seconds for s in steps]),
             samples=tuple([s.samples for s in steps]),
-            loss=tuple([0.0 if s.loss is None else s.loss for s in steps]),
-            has_loss=tuple([s.loss is not None for s in steps]),
+            loss=tuple([0.0 if loss is None else loss for loss in losses]),
+            has_loss=tuple([loss is not None for loss in losses]),
             staleness=tuple([s.staleness or 0 for s in steps]),
             has_push=tuple([s.staleness is not None for s in steps]),
             version=tuple([s.version for s in steps]),
-            grad_norm=tuple([s.grad_norm for s in steps]),
+            grad_norm=tuple([UNKNOWN if norm is None else norm for norm in norms]),
             trip_shard=tuple([t.shard for t in trips]),
             trip_is_push=tuple([t.is_push for t in trips]),
             trip_s=tuple([t.seconds for t in trips]),
@@ -158,3 +153,15 @@ class Diary:
             received_bytes=received,
             retries=retries,
         )
+
+    def _take_steps(self) -> list[_Step]:
+        """Those of which all is known: a device computes it later, and nobody waits for it here."""
+        taken = []
+        while self._steps and self._steps[0].is_known:
+            taken.append(self._steps.popleft())
+        return taken
+
+
+def _value(reading: Reading | None) -> float | None:
+    """None for what is not measured, or not finite."""
+    return None if reading is None or not math.isfinite(reading.value) else reading.value

@@ -382,10 +382,10 @@ class Downpour(torch.optim.Optimizer):
         return str(self._arena.device.type)
 
     @property
-    def grad_norm(self) -> float | None:
+    def grad_norm(self) -> Reading | None:
         """L2 norm of the newest step's gradient, clipped as it is pushed; None if it is not
-        measured. Waits for the device."""
-        return None if self._norm is None else self._norm.value
+        measured."""
+        return self._norm
 
     @property
     def last_loss(self) -> float | None:

@@ -36,6 +36,7 @@ from distbelief.workers.notes import (
     Work,
 )
 from distbelief.workers.session import Replica, Stopped, WorkerInfo
+from distbelief.workers.staging import Known
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +275,7 @@ class Joined:
     def _write_down(self, downpour: Replica) -> None:
         """A step, for the monitor."""
         pushed = downpour.last_pushed if downpour.num_answered > self._seen_pushes else None
-        self._seen_pushes = downpour.num_answered
+        self._seen_pushes, loss = downpour.num_answered, downpour.last_loss
         now = self._clock()
         self._diary.end(
             now,
@@ -283,9 +284,9 @@ class Joined:
             downpour.last_samples,
             None if pushed is None else pushed.staleness,
             0 if pushed is None else pushed.version,
+            None if loss is None else Known(loss),
             downpour.grad_norm,
         )
-        self._diary.learn_loss(downpour.last_loss)
         self._report(downpour)
 
     def _report(self, downpour: Replica, *, is_last: bool = False) -> None:

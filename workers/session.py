@@ -15,6 +15,7 @@ from distbelief.workers.comm import Calls
 from distbelief.workers.exchange import Exchange
 from distbelief.workers.lease import Lease
 from distbelief.workers.notes import Outcome
+from distbelief.workers.staging import Reading
 
 
 class Stopped(SystemExit):
@@ -59,7 +60,7 @@ class Replica(Protocol):
     def traffic(self) -> Traffic: ...
 
     @property
-    def grad_norm(self) -> float | None: ...
+    def grad_norm(self) -> Reading | None: ...
 
     @property
     def device(self) -> str: ...

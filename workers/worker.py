@@ -337,6 +337,7 @@ class Worker:
             batch.num_good,
             None if pushed is None else pushed.staleness,
             0 if pushed is None else pushed.version,
+            reading,
             downpour.grad_norm,
         )
         if pushed is not None:
@@ -366,7 +367,6 @@ class Worker:
         while self._untold and (wait or self._untold[0][1].is_there):
             samples, loss = self._untold.popleft()
             self._tell(downpour, samples, loss.value)
-            self._diary.learn_loss(loss.value)
             has_told = True
         if not has_told:
             self._tell(downpour, 0, 0.0)

@@ -67,9 +67,12 @@ class Collector:
 
     def recv(self, timeout_s: float) -> AnyReport | None:
         """The next report; None after the time-out, or for what was none."""
-        if not self._socket.poll(round(timeout_s * 1000)):
+        if timeout_s and not self._socket.poll(round(timeout_s * 1000)):
             return None
-        frame = self._socket.recv(copy=False)
+        try:
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return None
         data, speaker = frame.bytes, None
         if self._doorkeeper is not None:
             speaker = str(frame.get("User-Id"))

@@ -49,7 +49,9 @@ from distbelief.problem import Problem
 
 logger = logging.getLogger(__name__)
 
-PULSE_S = 0.05
+PULSE_S = 0.1
+GC_AFTER = 50_000
+"""Objects: a second of reports is a good part of that, and has no cycles."""
 TAKE_S = 0.2
 """For what has come, before browsers are served again."""
 STOPPED_S = 3.0
@@ -170,6 +172,7 @@ class Monitor:
                 link.write(self._folder.path)
             ready({"url": link.url, "feed": link.feed, "pid": link.pid})
             gc.freeze()  # what is there now stays; looking through it again and again is in vain
+            gc.set_threshold(GC_AFTER, 20, 50)
             if self.config.simulate is not None:
                 await self._play(self.config.simulate)
             elif self.config.replay:

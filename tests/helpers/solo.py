@@ -74,8 +74,8 @@ class Script:
 
         return Wire({"shard0": handle})
 
-    def be(self, index: int = 0, inc: int = 1) -> Joined:
-        """From here on this process is that worker; it is made at the first call."""
+    def be(self, index: int = 0, inc: int = 1, **more: Any) -> Joined:
+        """From here on this process is that worker; it is made at the first call, of `more`."""
         for one in self.sessions:
             if one.info.index == index:
                 session.set_current(one)
@@ -88,6 +88,7 @@ class Script:
             self.seed,
             clock=lambda: self.now,
             sleep=self._sleep,
+            **more,
         )
         self.sessions.append(joined)
         session.set_current(joined)

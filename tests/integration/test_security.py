@@ -69,7 +69,7 @@ def test_an_encrypted_run_trains_lets_nobody_in_and_shows_no_secret(
     folder = RunFolder(path)
     listed = folder.keys
     assert listed is not None
-    assert list(listed) == ["server", "w0", "w1", "shard0", "shard1", "launcher"]
+    assert list(listed) == ["server", "w0", "w1", "shard0", "shard1", "launcher", "monitor"]
 
     pair = write_pair(user_folder / "keys", SERVER)
     changes |= {"until": "2-epochs", "net.keys": "keys", "net.port": PORT}
@@ -88,9 +88,9 @@ def test_an_encrypted_run_trains_lets_nobody_in_and_shows_no_secret(
         )
 
     one, two = secrets.starts
-    assert len(one) == len(two) == 6
+    assert len(one) == len(two) == 7
     assert one.isdisjoint(two)
-    assert len(secrets.known) == 14  # and a token each
+    assert len(secrets.known) == 16  # and a token each
     assert {"w0", "w1", "shard0", "shard1"} <= secrets.seen
     assert secrets.look_at_files(path) > 10
     secrets.look_at("log", caplog.text)

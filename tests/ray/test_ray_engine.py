@@ -35,7 +35,7 @@ def test_an_encrypted_run_by_ray_trains_every_sample_and_shows_no_secret(user_fo
     (session,) = sessions
     assert secrets.look_at_files(Path(session)) > 10
     assert secrets.look_at_files(user_folder / "runs") > 10
-    assert len(secrets.known) == 7
+    assert len(secrets.known) == 8
     assert {"w0", "w1", "shard0", "shard1"} <= secrets.seen
     assert secrets.found == []
     assert (result.exit, result.error, result.engine) == ("done", None, "ray")

@@ -7,11 +7,14 @@ import pytest
 from distbelief.param_server.report import STEPS_MAX, UNKNOWN
 from distbelief.param_server.reporter import Head
 from distbelief.param_server.traffic import Traffic, Trip
-from distbelief.workers.diary import OPEN_MAX, Diary
+from distbelief.param_server.wire import encode
+from distbelief.workers.diary import Diary
 from distbelief.workers.exchange import Exchange
 from distbelief.workers.meter import Measurement
+from distbelief.workers.staging import Known
 
 BRIEF = Exchange(0.1)
+WALL = 1.8e9
 HEAD = Head(
     run="job", token="t", name="w0", inc=1, n=1, at=1.8e9, span_s=1.0, pid=7, host="h", rss_bytes=1
 )
@@ -19,7 +22,7 @@ HEAD = Head(
 
 def step(diary: Diary, now: float, *, exchange: Exchange = BRIEF, **more) -> None:
     told = {"samples": 32, "staleness": 3, "version": 9, **more}
-    diary.end(now, 1.8e9 + now, exchange, **told)
+    diary.end(now, WALL + now, exchange, **told)
 
 
 def test_the_phases_are_parts_of_the_step():
@@ -27,8 +30,7 @@ def test_the_phases_are_parts_of_the_step():
     diary.begin(0.0)
     diary.wait_for_data(0.2)
     diary.compute(0.6)
-    step(diary, 1.0, exchange=Exchange(0.1, fetch_s=0.03))
-    diary.learn_loss(1.5)
+    step(diary, 1.0, exchange=Exchange(0.1, fetch_s=0.03), loss=Known(1.5))
     report = diary.report(HEAD, 1.25, traffic)
     assert (report.data_s, report.compute_s) == ((0.2,), (0.6,))
     assert report.fetch_s == (0.03,)
@@ -45,7 +47,6 @@ def test_of_a_script_compute_is_what_the_waits_leave():
     diary.begin(0.0)
     diary.wait_for_data(0.25)
     step(diary, 1.0, exchange=Exchange(0.25))
-    diary.learn_loss(None)
     report = diary.report(HEAD, 1.0, traffic)
     assert report.compute_s == (0.5,)
     assert report.has_loss == (False,)
@@ -57,39 +58,64 @@ def test_what_a_device_still_computed_is_no_push():
     diary.begin(0.0)
     diary.compute(0.1)
     step(diary, 1.0, exchange=Exchange(0.75, fetch_s=0.125, device_s=0.5))
-    diary.learn_loss(1.0)
     report = diary.report(HEAD, 1.0, Traffic())
     assert (report.compute_s, report.fetch_s, report.push_s) == ((0.6,), (0.125,), (0.125,))
     assert sum(p[0] for p in (report.compute_s, report.fetch_s, report.push_s)) <= report.step_s[0]
 
 
-def test_a_step_is_told_once_its_loss_is_known():
-    diary, traffic = Diary(), Traffic()
+class Later:
+    """A number that a device has not computed yet."""
+
+    is_there = False
+
+    @property
+    def value(self) -> float:
+        assert self.is_there, "somebody waits for it"
+        return 2.0
+
+
+def test_a_step_is_told_once_its_numbers_are_there_and_nobody_waits():
+    diary, traffic, loss, norm = Diary(), Traffic(), Later(), Later()
     diary.begin(0.0)
-    for i in range(3):
-        step(diary, i + 1.0)
-    diary.learn_loss(2.0)
-    diary.learn_loss(math.nan)
+    step(diary, 1.0, loss=Known(3.0))
+    step(diary, 2.0, loss=loss, grad_norm=norm)
+    step(diary, 3.0, loss=Known(1.0))
     first = diary.report(HEAD, 3.0, traffic)
-    assert (first.loss, first.has_loss) == ((2.0, 0.0), (True, False))
-    assert first.num_steps == 3
-    diary.learn_loss(1.0)
-    assert diary.report(HEAD, 3.0, traffic).loss == (1.0,)
+    assert (first.loss, first.num_steps) == ((3.0,), 3)
+    loss.is_there = True
+    assert diary.report(HEAD, 3.0, traffic).loss == ()  # its norm is not there
+    norm.is_there = True
+    then = diary.report(HEAD, 3.0, traffic)
+    assert (then.loss, then.grad_norm, then.end) == (
+        (2.0, 1.0),
+        (2.0, UNKNOWN),
+        (WALL + 2, WALL + 3),
+    )
     assert diary.report(HEAD, 3.0, traffic).end == ()
 
 
-def test_a_loss_that_never_comes_holds_nothing_up():
-    diary, traffic = Diary(), Traffic()
-    for i in range(OPEN_MAX + 2):
-        step(diary, float(i))
-    assert diary.report(HEAD, 0.0, traffic).has_loss == (False, False)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_not_known(value):
+    diary = Diary()
+    step(diary, 1.0, loss=Known(value), grad_norm=Known(value))
+    report = diary.report(HEAD, 3.0, Traffic())
+    assert (report.loss, report.has_loss, report.grad_norm) == ((0.0,), (False,), (UNKNOWN,))
+    encode(report)  # the wire has finite numbers alone
+
+
+def test_numbers_that_never_come_fill_no_memory():
+    diary, never = Diary(), Later()
+    for i in range(3 * STEPS_MAX):
+        step(diary, float(i), loss=never)
+    assert diary.report(HEAD, 0.0, Traffic()).loss == ()
+    never.is_there = True
+    assert len(diary.report(HEAD, 0.0, Traffic()).loss) == STEPS_MAX
 
 
 def test_only_the_newest_steps_and_trips_are_kept():
     diary, traffic = Diary(), Traffic()
     for i in range(STEPS_MAX + 50):
-        step(diary, float(i))
-        diary.learn_loss(float(i))
+        step(diary, float(i), loss=Known(float(i)))
         for shard in range(4):
             traffic.trips.append(Trip(shard, True, 0.001))
     report = diary.report(HEAD, 0.0, traffic)
@@ -115,8 +141,6 @@ def test_where_there_was_no_work_was_no_step():
     diary.wait_for_data(50.0)
     diary.skip(60.0)
     step(diary, 61.0)
-    diary.learn_loss(1.0)
-    diary.learn_loss(1.0)
     report = diary.report(HEAD, 61.0, traffic)
     assert report.step_s == (1.0, 1.0)
     assert report.data_s == (0.0, 0.0)
