@@ -12,6 +12,8 @@ from distbelief.controller.machine import CONTROLLER, Controller
 from distbelief.param_server.wire import sayable
 
 EVERY_S = 1.0
+CHECKPOINT_S = 60.0
+"""Between two that are told: small jobs save every second, and nobody looks for that."""
 TEXT_MAX = 400
 _STATES = {"leaving": "draining", "drained": "left"}
 """Of a worker: the controller's words where they are others."""
@@ -44,6 +46,8 @@ class Chronicler:
         """By process that serves or trains, its number."""
         self._lost_at: dict[str, float] = {}
         self._saved: object = None
+        self._saved_at = float("-inf")
+        """When it was told last."""
         self._storage: dict[str, str] = {}
         self._quarantined: dict[str, str] = {}
 
@@ -111,7 +115,9 @@ class Chronicler:
     def _saves(self, wall: float, checkpoint: Mapping[str, Any] | None) -> list[AnyEntry]:
         if checkpoint is None or checkpoint["shards"] == self._saved:
             return []
-        self._saved = checkpoint["shards"]
+        if wall - self._saved_at < CHECKPOINT_S:
+            return []
+        self._saved, self._saved_at = checkpoint["shards"], wall
         text = (
             f"checkpoint of {checkpoint['samples']:,} samples, {len(checkpoint['shards'])} shards"
         )

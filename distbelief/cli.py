@@ -21,6 +21,7 @@ COMMANDS = {
     "top": "top:top_command",
     "status": "status:status_command",
     "dashboard": "dashboard:dashboard_command",
+    "report": "report:report_command",
     "logs": "logs:logs_command",
     "stop": "stop:stop_command",
     "drain": "drain:drain_command",

@@ -76,8 +76,12 @@ class Scrape(Protocol):
         ...
 
 
-Report = Callable[[Source], tuple[bytes, str]]
-"""The report as one file, and the Content-Security-Policy that fits it."""
+class Report(Protocol):
+    """See report.py."""
+
+    def render(self, source: Source) -> tuple[bytes, str]:
+        """(HTML, the Content-Security-Policy that fits it)."""
+        ...
 
 
 class Query:
@@ -313,18 +317,8 @@ class Api:
             )
         except ValueError as odd:
             raise Refused(400, str(odd)) from odd
-        head: Json = {
-            "seq": self.source.seq,
-            "t": self.source.meta()["t"],
-            "rows": found.rows,
-            "cols": found.cols,
-            "t0": found.t0,
-            "bin_s": found.bin_s,
-            "code": "log2",
-            "lo": found.lo,
-            "hi": found.hi,
-            "metric": metric,
-        }
+        now = {"seq": self.source.seq, "t": self.source.meta()["t"]}
+        head = {**now, **found.head, "metric": metric}
         names = json.dumps({"ids": found.ids, "nodes": found.nodes}, separators=(",", ":"))
         body = found.data
         if len(names) <= NAMES_MAX:
@@ -396,7 +390,7 @@ class Api:
         query.end()
         if self.report is None:
             raise Refused(404, "There is no report here.", "distbelief report RUN -o report.html")
-        body, csp = self.report(self.source)
+        body, csp = self.report.render(self.source)
         return Reply(200, body, "text/html; charset=utf-8", {"Content-Security-Policy": csp})
 
     def _delta(self, query: Query) -> Reply:
@@ -417,10 +411,7 @@ class Api:
         known = name in LOG_NAMES or name in meta["worker_order"] or name in meta["shards"]
         if self._folder is None or not known or not NAME.fullmatch(name):
             raise Refused(404, f"There is no log of {name[:64]!r}.")
-        lines: list[str] = []
-        for kind in ("out", "log"):
-            lines += _last_lines(self._folder.logs / f"{name}.{kind}", num_lines)
-        text = "".join(f"{line}\n" for line in lines[-num_lines:])
+        text = log_end(self._folder, name, num_lines)
         return Reply(200, text.encode(), "text/plain; charset=utf-8")
 
     def _act(self, folder: RunFolder, name: str, body: Json) -> Reply:
@@ -458,6 +449,14 @@ def _body(body: bytes) -> Json:
 def _nothing_left(body: Json) -> None:
     if body:
         raise Refused(400, f"{next(iter(body))[:40]!r} is not known here.")
+
+
+def log_end(folder: RunFolder, name: str, num_lines: int) -> str:
+    """The last lines of a process's output and log; empty where there are none."""
+    lines: list[str] = []
+    for kind in ("out", "log"):
+        lines += _last_lines(folder.logs / f"{name}.{kind}", num_lines)
+    return "".join([f"{line}\n" for line in lines[-num_lines:]])
 
 
 def _last_lines(path: Path, num_lines: int) -> list[str]:

@@ -1,11 +1,11 @@
 """Bundle: the page's modules as one script, for a report that opens without a server.
 
 A browser loads no module from a file on disk, so they are put together here: each becomes a
-function that returns what it exports, called once, the imported ones first. Only the forms that our
-own modules use are understood; any other is an error, not a guess. Pure.
+function that returns what it exports, called once, the imported ones first. All together are a
+module again. Only the forms that our own modules use are understood; any other is an error, not a
+guess. Pure.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 
@@ -14,6 +14,7 @@ _DECLARED = re.compile(
     r"^export\s+(?=(?:async\s+)?(?:function\*?|class|const)\s+(\w+))", re.MULTILINE
 )
 _LISTED = re.compile(r"^export\s+\{([^}]*)\};[ \t]*$", re.MULTILINE)
+_ENDS = re.compile(r"</script|<!--", re.IGNORECASE)
 _LEFT = re.compile(r"^(?:import|export)\b.*$", re.MULTILINE)
 
 
@@ -29,9 +30,11 @@ def bundle(modules: Mapping[str, str], entry: str) -> str:
     """
     order: list[str] = []
     _visit(modules, entry, order, ())
-    return "\n".join(
-        ["(() => {", '"use strict";', *(_function(n, modules[n]) for n in order), "})();"]
-    )
+    script = "\n".join(_function(name, modules[name]) for name in order)
+    odd = _ENDS.search(script)
+    if odd is not None:
+        raise BundleError(f"{odd[0]!r} would end the element that the script is in")
+    return script
 
 
 def _visit(modules: Mapping[str, str], name: str, order: list[str], path: tuple[str, ...]) -> None:
@@ -77,9 +80,3 @@ def _names(text: str) -> Iterator[tuple[str, str]]:
 
 def _variable(name: str) -> str:
     return "module_" + re.sub(r"\W", "_", name.removesuffix(".js"))
-
-
-def embedded(value: object) -> str:
-    """JSON that may stand inside a script element, whatever texts are in it."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -478,7 +478,9 @@ def _of_stopped(now: float, fleet: Fleet) -> Iterable[Finding]:
 def _stopped(now: float, fleet: Fleet, i: int, word: str, severity: str) -> Finding:
     name = _id(fleet.names[i])
     if word == "down":
-        text = f"{name} is down for {_for(now - fleet.since[i])}: see distbelief logs -w {name}."
+        down_s = now - fleet.since[i]
+        lasts = f" for {_for(down_s)}" if down_s >= 5 else ""
+        text = f"{name} is down{lasts}: see distbelief logs -w {name}."
         action = f"distbelief logs -w {name}"
     else:
         lag = fleet.lag[i]

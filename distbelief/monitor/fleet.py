@@ -411,7 +411,8 @@ class Fleet:
         get = self.rows.get
         rows = np.array([get(name, -1) for name in r.w], np.int64)
         for k in np.flatnonzero(rows < 0).tolist():
-            rows[k] = self.row(r.w[k])
+            if r.pushes[k]:  # the launcher, which fetches to evaluate, is no worker
+                rows[k] = self.row(r.w[k])
         inc = np.minimum(np.array(r.w_inc, np.float64), HUGE).astype(np.int64)
         known = rows >= 0
         known[known] = inc[known] >= self.inc[rows[known]]

@@ -62,6 +62,10 @@ class Pages:
     def names(self) -> list[str]:
         return list(self._table)
 
+    def text(self, name: str) -> str:
+        """Raises: KeyError for no such file."""
+        return self._table[name].body.decode()
+
     def get(self, path: str) -> Page | None:
         """What is at a path: / is the index."""
         return self._table.get(path.removeprefix("/") or INDEX)

@@ -28,7 +28,7 @@ import zmq
 from distbelief.chronicle import AnyEntry, Event, decode
 from distbelief.folder import RunFolder
 from distbelief.monitor.access import Access, is_wildcard
-from distbelief.monitor.api import Api
+from distbelief.monitor.api import Api, log_end
 from distbelief.monitor.collector import Collector
 from distbelief.monitor.http import Server, listen
 from distbelief.monitor.line import Lines
@@ -37,6 +37,7 @@ from distbelief.monitor.loggers import Loggers
 from distbelief.monitor.metrics import Metrics
 from distbelief.monitor.pages import Pages
 from distbelief.monitor.recording import Recording
+from distbelief.monitor.report import Report
 from distbelief.monitor.scene import history_s, scene
 from distbelief.monitor.simulate import Simulation
 from distbelief.monitor.source import Json
@@ -134,14 +135,16 @@ class Monitor:
             self._sock.close()
             raise
         self.stream = Stream(self.store)
+        pages = Pages()
         api = Api(
             self.store,
             self.stream,
             self._folder,
             actions=config.actions and is_live,
             scrape=self._metrics,
+            report=Report(pages, self._log_end, time.time),
         )
-        self._server = Server(api, access, Pages(), config.root_path)
+        self._server = Server(api, access, pages, config.root_path)
         self._lines = Lines()
         self._num_bad = 0
         self._is_told = True
@@ -319,6 +322,9 @@ class Monitor:
         self.store.advance(start + second)
 
     # Inside
+
+    def _log_end(self, name: str, num_lines: int) -> str:
+        return "" if self._folder is None else log_end(self._folder, name, num_lines)
 
     def _make_access(self) -> Access:
         config = self.config

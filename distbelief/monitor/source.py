@@ -42,6 +42,12 @@ class Heatmap:
     hi: float
     data: bytes
 
+    @property
+    def head(self) -> Json:
+        """What must be known to read the cells."""
+        shape = {"rows": self.rows, "cols": self.cols, "t0": self.t0, "bin_s": self.bin_s}
+        return {**shape, "code": "log2", "lo": self.lo, "hi": self.hi}
+
 
 class Source(Protocol):
     """See the top of this file. Used by one thread."""

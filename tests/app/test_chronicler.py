@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from distbelief.chronicle import Event, RunReport, decode, encode
-from distbelief.chronicler import EVERY_S, TEXT_MAX, Chronicler
+from distbelief.chronicler import CHECKPOINT_S, EVERY_S, TEXT_MAX, Chronicler
 from distbelief.controller.machine import CONTROLLER, Member
 from distbelief.workers.notes import Ended, Leaving, Serving, Where
 from tests.app.test_controller import Play
@@ -143,14 +143,15 @@ def test_a_shard_that_serves_is_no_news_but_one_that_is_back_is(desk):
     assert desk.events() == [("recover", "shard0")]
 
 
-def test_a_checkpoint_is_told_when_it_is_another_one(desk):
+def test_a_checkpoint_is_told_when_it_is_another_one_and_the_last_a_minute_old(desk):
     desk.look()
     desk.checkpoint = {"samples": 1500, "shards": ["a", "b"]}
     (event, _) = desk.look()
     assert (event.kind, event.text) == ("checkpoint", "checkpoint of 1,500 samples, 2 shards")
     assert desk.events() == []
     desk.checkpoint = {"samples": 1600, "shards": ["a", "c"]}
-    assert desk.events() == [("checkpoint", "")]
+    assert desk.events() == []
+    assert desk.events(CHECKPOINT_S) == [("checkpoint", "")]
 
 
 def test_storage_that_fails_and_works_again(desk):

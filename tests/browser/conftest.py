@@ -60,12 +60,12 @@ def end(served: Served) -> None:
         pipe.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served() -> Iterator[Served]:
     """64 workers, one of them slow for some minutes."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
-    one = serve(64, 900.0)
+    one = serve(64, 480.0)
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and not _has_caught_up(one):
         time.sleep(0.3)
@@ -83,7 +83,7 @@ def _has_caught_up(served: Served) -> bool:
     return time.time() - now < 3
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")

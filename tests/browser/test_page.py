@@ -172,18 +172,6 @@ def test_a_name_is_text_and_nothing_else(browser, served):
     context.close()
 
 
-@pytest.mark.long
-def test_nine_tabs_are_all_live(browser, served):
-    """A browser gives a host six connections: one stream serves all of them."""
-    context = browser.new_context()
-    pages = [context.new_page() for _ in range(9)]
-    for page in pages:
-        page.goto(served.url)
-    for page in pages:
-        wait_until_live(page)
-    context.close()
-
-
 def test_where_there_is_no_shared_worker_it_asks(browser, served):
     context = browser.new_context()
     context.add_init_script("delete window.SharedWorker")

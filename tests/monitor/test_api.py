@@ -200,7 +200,12 @@ def test_metrics_and_the_report_are_made_by_those_who_know_them(watched):
             assert source is watched.store
             return f"# {accept}\n".encode(), "text/plain; version=0.0.4"
 
-    api = Api(watched.store, watched.stream, scrape=Scrape(), report=lambda source: (b"<p>", "csp"))
+    class Report:
+        def render(self, source):
+            assert source is watched.store
+            return b"<p>", "csp"
+
+    api = Api(watched.store, watched.stream, scrape=Scrape(), report=Report())
     reply = api.get("/metrics", "", "text/plain")
     assert (reply.body, reply.content_type) == (b"# text/plain\n", "text/plain; version=0.0.4")
     reply = api.get("/report.html")

@@ -13,6 +13,7 @@ import { startLoss } from "./loss.js";
 import { frames, inFrame } from "./painter.js";
 import { markTime } from "./plot.js";
 import { startRanking } from "./ranking.js";
+import { isReport, recorded } from "./recorded.js";
 import { addEvent, follow, loadAll, loadEvents, on, reloadTime, run, settle, tell } from "./run.js";
 import { startScatter } from "./scatter.js";
 import { startShards } from "./shards.js";
@@ -135,7 +136,17 @@ function start() {
     if (run.isOver) setLink("finished");
     tell("tick");
   });
-  stream.start();
+  if (isReport) showRecorded();
+  else stream.start();
+}
+
+/** Of a report there is one tick, the last. */
+async function showRecorded() {
+  const { made, tick } = await recorded();
+  run.made = made;
+  takeTick(tick);
+  setLink("finished");
+  tell("link");
 }
 
 start();

@@ -1,10 +1,12 @@
 // Drawer: everything about one worker.
 
+import { act, get, getLog } from "./answers.js";
 import { byId, copy, el, makeMark, MARKS, say, setMark } from "./dom.js";
 import { bytes, clock, count, duration, moment, percent, seconds, times, whole } from "./format.js";
 import { Pane } from "./painter.js";
 import { line, niceTicks, tickText, timeTicks, trace } from "./plot.js";
-import { get, on, run } from "./run.js";
+import { on, run } from "./run.js";
+import { isReport } from "./recorded.js";
 import { choose, onState, state } from "./state.js";
 import { theme, thinOf } from "./theme.js";
 
@@ -118,7 +120,7 @@ function build(name) {
   const report = el("button", { type: "button", class: "tool", onclick: () => copy(words(), report) }, "Copy report");
   const pyspy = el("button", { type: "button", class: "tool", title: "Run it on the worker's machine", onclick: () => copy(`py-spy dump --pid ${open?.detail?.pid ?? "PID"}`, pyspy) }, "Copy py-spy command");
   const foot = [report, pyspy];
-  if (run.meta?.actions) foot.push(el("button", { type: "button", class: "tool danger", onclick: (event) => drain(event.target) }, "Drain"));
+  if (run.meta?.actions && !isReport) foot.push(el("button", { type: "button", class: "tool danger", onclick: (event) => drain(event.target) }, "Drain"));
   root.replaceChildren(
     el("div", { class: "top" }, el("h2", { id: "drawer-name", tabindex: "-1" }, mark, name), chip, where, close),
     el("div", { class: "body", tabindex: "0", role: "group", "aria-label": `Details of ${name}` }, parts.why, ...staleness.nodes, ...phases.nodes, ...shards.nodes, parts.shardNote, el("h3", {}, "Counters"), parts.facts, el("h3", {}, "Events"), parts.events, el("h3", {}, "Log", parts.logPath), parts.log, parts.checks),
@@ -162,13 +164,13 @@ async function refresh() {
     return;
   }
   try {
-    const log = await get(`${encodeURIComponent(mine.name)}?lines=${LINES}`, "logs/");
+    const log = await getLog(mine.name, LINES);
     if (open !== mine) return;
     const isEnd = mine.parts.log.scrollTop + mine.parts.log.clientHeight >= mine.parts.log.scrollHeight - 8;
-    say(mine.parts.log, log.lines.join("\n") || "Its log is empty.");
+    say(mine.parts.log, log || "Its log is empty.");
     if (isEnd) mine.parts.log.scrollTop = mine.parts.log.scrollHeight;
   } catch (error) {
-    if (open === mine) say(mine.parts.log, error.status === 404 ? "Its log is not on the monitor's machine." : error.message);
+    if (open === mine) say(mine.parts.log, error.status === 404 && !isReport ? "Its log is not on the monitor's machine." : error.message);
   }
 }
 
@@ -214,11 +216,10 @@ function words() {
 async function drain(button) {
   if (!confirm(`Ask ${open.name} to finish its batch and leave?`)) return;
   try {
-    const reply = await fetch("api/v1/actions/drain", { method: "POST", headers: { "Content-Type": "application/json", "X-DB-Token": "page" }, body: JSON.stringify({ worker: open.name }) });
-    const body = await reply.json();
-    say(button, reply.ok ? "Asked to leave" : (body.error?.message ?? "Refused"));
-  } catch {
-    say(button, "The monitor did not answer");
+    await act("drain", { worker: open.name });
+    say(button, "Asked to leave");
+  } catch (error) {
+    say(button, error.status ? error.message : "The monitor did not answer");
   }
 }
 

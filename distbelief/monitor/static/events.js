@@ -1,8 +1,9 @@
 // Events: all that happened, to be searched and taken away.
 
+import { get } from "./answers.js";
 import { byId, el, EVENT_MARKS, makeMark, say } from "./dom.js";
 import { clock, count, day, moment } from "./format.js";
-import { get, on, run } from "./run.js";
+import { on, run } from "./run.js";
 import { choose, onState, state } from "./state.js";
 
 const PAGE = 60;

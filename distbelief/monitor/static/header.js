@@ -1,7 +1,8 @@
 // Header: which run, in which state, since when; the window of time, and whether data still comes.
 
 import { byId, el, radios, say, show } from "./dom.js";
-import { clock, duration, moment } from "./format.js";
+import { clock, day, duration, moment } from "./format.js";
+import { isReport } from "./recorded.js";
 import { on, run, settle, tell } from "./run.js";
 import { choose, onState, state } from "./state.js";
 import { switchTheme, theme } from "./theme.js";
@@ -9,6 +10,7 @@ import { switchTheme, theme } from "./theme.js";
 const WORDS = { waiting: "Waiting", starting: "Starting", training: "Training", stopping: "Stopping", saving: "Saving", evaluating: "Evaluating", ended: "Ended" };
 const TONES = { waiting: "", starting: "info", training: "ok", stopping: "warn", saving: "info", evaluating: "info", ended: "info" };
 const GOOD = ["done", "finished", "target", "epochs", "updates", "seconds", "ok"];
+const plainIcon = byId("icon").href;
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function drawIcon(colour) {
@@ -72,7 +74,7 @@ function showState() {
   if (icon.dataset.dot !== dot) {
     icon.dataset.dot = dot;
     icon.type = dot ? "image/png" : "image/svg+xml";
-    icon.href = dot ? drawIcon(dot) : "favicon.svg";
+    icon.href = dot ? drawIcon(dot) : plainIcon;
   }
 }
 
@@ -82,7 +84,8 @@ function showLink() {
   const behind = Math.round((performance.now() - run.lastAt) / 1000);
   if (link === "finished" || (run.isOver && link !== "paused")) {
     link = "finished";
-    text = meta?.ended ? `Finished ${clock(meta.ended, false)}${meta.exit ? `, ${meta.exit}` : ""}` : meta?.live === false ? "Recording" : "Finished";
+    if (isReport) text = run.made ? `Report of ${day(run.made)} ${clock(run.made, false)}` : "Report";
+    else text = meta?.ended ? `Finished ${clock(meta.ended, false)}${meta.exit ? `, ${meta.exit}` : ""}` : meta?.live === false ? "Recording" : "Finished";
   } else if (link === "paused") text = `Paused, ${duration(run.tickAt - run.tick.t)} behind: Resume`;
   else if (link === "reconnecting") text = run.lastAt ? `Reconnecting, last data ${duration(behind)} ago` : "Reconnecting";
   else if (link === "denied") text = "Not allowed: open the printed link";
@@ -112,6 +115,7 @@ export function startHeader() {
   byId("unzoom").addEventListener("click", () => choose({ zoom: "" }));
   byId("live").addEventListener("click", togglePause);
   byId("theme").addEventListener("click", switchTheme);
+  byId("save").hidden = isReport;
   on("meta", () => { showMeta(); showState(); showLink(); });
   on("tick snapshot", () => { showState(); showLink(); });
   on("link", showLink);

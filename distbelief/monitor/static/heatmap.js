@@ -1,11 +1,12 @@
 // Heatmap: every worker over time, with what happened on the same axis.
 
+import { get } from "./answers.js";
 import { byId, el, EVENT_MARKS, makeMark, MARKS, radios, say, shapePath } from "./dom.js";
 import { clock, count, duration, seconds, times, whole } from "./format.js";
 import { DOWN, Image, NONE } from "./image.js";
 import { Pane } from "./painter.js";
 import { chip, line, markTime, placeTip, TimePlot } from "./plot.js";
-import { get, on, run } from "./run.js";
+import { on, run } from "./run.js";
 import { choose, onState, pointer, state } from "./state.js";
 import { areaOf, onTheme, RAMP_HI, RAMP_LO, theme } from "./theme.js";
 

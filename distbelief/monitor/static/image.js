@@ -1,5 +1,6 @@
 // Image: the cells of the heatmap, kept as the server's codes and as a picture that is scrolled.
 
+import { getCells } from "./answers.js";
 import { areaRgbOf, RAMP_HI, RAMP_LO } from "./theme.js";
 
 export const NONE = 0, DOWN = 1;
@@ -19,10 +20,7 @@ export class Image {
 
   /** An answer of api/v1/heatmap. Throws where it is none. */
   static async load(query, metric) {
-    const reply = await fetch(`api/v1/heatmap?${query}`, { cache: "no-store" });
-    if (!reply.ok) throw new Error(`The heatmap was refused (${reply.status}).`);
-    const head = JSON.parse(reply.headers.get("X-DB-Heatmap"));
-    const body = new Uint8Array(await reply.arrayBuffer());
+    const { head, body } = await getCells(query);
     const size = head.rows * head.cols;
     if (head.names !== undefined) Object.assign(head, JSON.parse(new TextDecoder().decode(body.subarray(head.names))));
     return new Image(head, body.slice(0, size), metric);

@@ -1,5 +1,7 @@
 // Run: what this page knows of the run, and when it asks for more of it.
 
+import { get } from "./answers.js";
+import { isReport } from "./recorded.js";
 import { state, WINDOWS, zoom } from "./state.js";
 
 const NAMES = ["loss", "loss_smooth", "val_loss", "samples_per_s", "ratio.p95", "trip.fetch_p95", "trip.push_p95", "fair"];
@@ -14,13 +16,13 @@ const waiting = new Map(); // what must be asked again once it is answered
 /** Everything is null until it is known. */
 export const run = {
   meta: null, tick: null, snapshot: null, series: null, workers: null, distribution: null, updates: null,
-  meter: null, shards: null, events: [], numEvents: 0, link: "connecting", isPaused: false, lastAt: 0, error: "",
+  meter: null, shards: null, events: [], numEvents: 0, link: "connecting", made: null, isPaused: false, lastAt: 0, error: "",
   /** Of all charts over time. */
   domain: { from: Date.now() / 1000 - 900, to: Date.now() / 1000, span: 900, isLive: true },
   get kpi() { return this.tick?.kpi ?? this.snapshot?.kpi ?? null; },
   get findings() { return this.tick?.findings ?? this.snapshot?.findings ?? []; },
   get state() { return this.tick?.state ?? this.meta?.state ?? "waiting"; },
-  get isOver() { return this.meta?.finished === true || this.meta?.live === false; },
+  get isOver() { return isReport || this.meta?.finished === true || this.meta?.live === false; },
   get now() {
     const t = this.tick?.t ?? this.meta?.t ?? Date.now() / 1000;
     return this.meta?.ended ? Math.min(t, this.meta.ended + 5) : t;
@@ -29,22 +31,6 @@ export const run = {
 
 export const on = (names, listener) => names.split(" ").forEach((name) => listeners.set(name, [...(listeners.get(name) ?? []), listener]));
 export const tell = (name) => listeners.get(name)?.forEach((listener) => listener());
-
-export class Refused extends Error {
-  constructor(status, body) {
-    super(body?.error?.message ?? `The monitor answered ${status}.`);
-    this.status = status;
-    this.hint = body?.error?.hint ?? "";
-  }
-}
-
-/** JSON of a route below api/v1/. Throws: Refused, TypeError where nobody answers. */
-export async function get(route, folder = "api/v1/") {
-  const reply = await fetch(folder + route, { cache: "no-store" });
-  const body = await reply.json();
-  if (!reply.ok) throw new Refused(reply.status, body);
-  return body;
-}
 
 /** Ask once at a time for one thing; a failure leaves what was known. */
 async function refresh(name, ask, isWanted = false) {

@@ -1,8 +1,8 @@
 // Search: find a worker by a part of its name or of its node's.
 
+import { get } from "./answers.js";
 import { byId, el, makeMark, MARKS, say } from "./dom.js";
 import { times } from "./format.js";
-import { get } from "./run.js";
 import { choose } from "./state.js";
 
 const SHOWN = 12;
