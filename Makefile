@@ -8,16 +8,19 @@ PIP_INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 
 DEMO_ARGS ?= --workers 2 --shards 2
 PYTEST_ARGS ?=
+# Tests wait more than they compute: three at a time, whole groups of them in one process.
+TEST_JOBS ?= 3
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test chaos lint audit bench bench-peers clean install install-dev
+.PHONY: help demo test test-long chaos lint audit bench bench-peers clean install install-dev
 
 help:
 	@echo "make demo    train a small model on this machine; DEMO_ARGS='$(DEMO_ARGS)'"
-	@echo "make test    lint, then all tests; PYTEST_ARGS='-m \"not ray\"' to choose"
-	@echo "make chaos   kills, cuts and mistakes for a quarter of an hour; what was lost is counted"
+	@echo "make test    lint, then the tests; PYTEST_ARGS='-m \"not ray\"' to choose"
+	@echo "make test-long   the tests that take long, one after the other: half an hour"
+	@echo "make chaos   two minutes of kills; what was lost is counted"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make audit   known vulnerabilities of the pinned packages; asks the package index"
 	@echo "make bench   the experiment behind the numbers in the README"
@@ -28,11 +31,13 @@ demo: install
 	$(BIN)/distbelief launch $(DEMO_ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist loadgroup $(PYTEST_ARGS)
+
+test-long: install-dev
+	DISTBELIEF_TEST_LONG=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 chaos: install-dev
 	$(BIN)/distbelief chaos --json
-	DISTBELIEF_TEST_LONG=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 lint: install-dev
 	$(BIN)/ruff format --check .

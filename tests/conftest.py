@@ -25,6 +25,9 @@ SEED = 20121203
 
 MARKED_FOLDERS = ("integration", "chaos", "ray", "browser")
 MARKED_TIMEOUT_S = 300
+TOGETHER = {"ray": "ray", "browser": "{file}", "test_wheel.py": "wheel"}
+"""By folder or file, what runs one after the other in one of pytest-xdist's processes: what they share
+takes long to make, or there is one of it."""
 
 leaks.track_zmq()
 
@@ -52,8 +55,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(MARKED_TIMEOUT_S))
+        if folder in TOGETHER:
+            group = TOGETHER[folder].format(file=item.path.stem)
+            item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("long") is not None and "DISTBELIEF_TEST_LONG" not in os.environ:
-            item.add_marker(pytest.mark.skip(reason="takes minutes: make chaos"))
+            item.add_marker(pytest.mark.skip(reason="takes long: make test-long"))
         if item.get_closest_marker("gpu") is not None:
             has_gpu = torch.cuda.is_available() if has_gpu is None else has_gpu
             if not has_gpu:

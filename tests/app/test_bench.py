@@ -141,6 +141,7 @@ def test_wire_measures_rounds_and_what_comes_back_is_right():
     assert rows[0]["ratios"]["shm direct"]["median"] == pytest.approx(ratio)
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_snapshots_may_be_written_meanwhile():
     args = ("--seconds", "0.3", "--windows", "1", "--size", "3000", "--shards", "2")
@@ -168,6 +169,7 @@ def test_overlap_trains_both_models_alike():
     assert row["ratio_p10"] <= row["ratio"] <= row["ratio_p90"]
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_a_straggler_holds_up_all_reduce_and_not_ours():
     args = ("--workers", "2", "--sleep", "0.02", "--slow", "0.2", "--size", "1000")

@@ -1,4 +1,4 @@
-"""`distbelief chaos` as a person starts it; `make chaos` runs all of it, for minutes."""
+"""`distbelief chaos` as a person starts it; `make test-long` runs all of it, for minutes."""
 
 import json
 import subprocess
@@ -37,6 +37,7 @@ def test_kills_of_shards_and_workers_lose_nothing_that_is_not_counted(tmp_path):
     assert spaced["lost"] == 0
 
 
+@pytest.mark.long
 def test_a_job_of_ones_own_under_a_plan_of_ones_own(user_folder):
     # The last 6 of them are quiet.
     plan = """

@@ -72,7 +72,14 @@ def test_the_plain_script_has_nothing_of_distbelief(repo_root, tmp_path):
     assert accuracy(run([plain], tmp_path)[-1]) > 0.9
 
 
-@pytest.mark.parametrize("example", EXAMPLES, indirect=True)
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(one, marks=[pytest.mark.long] if "huggingface" in one else [])
+        for one in EXAMPLES
+    ],
+    indirect=True,
+)
 def test_an_example_learns_alone_and_leaves_no_files(example, tmp_path):
     assert accuracy(run([example], tmp_path)[-1]) > 0.9
     assert list(tmp_path.iterdir()) == []
@@ -83,7 +90,7 @@ def crews():
     for example in EXAMPLES:
         for engine in ("local", "ray"):
             marks = [pytest.mark.ray] if engine == "ray" else []
-            if engine == "ray" or "huggingface" in example:
+            if engine == "ray" or "script" not in example:
                 marks.append(pytest.mark.long)
             yield pytest.param(example, engine, marks=marks, id=f"{example}-{engine}")
 

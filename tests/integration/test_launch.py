@@ -94,6 +94,7 @@ def test_kill_9_of_a_worker_in_the_middle_of_a_run_ends_normally_and_says_so(use
     assert any("w1 is lost (killed by signal 9)" in text for text in watch.said)
 
 
+@pytest.mark.long
 def test_a_frozen_worker_is_given_up_and_its_work_goes_to_the_others(user_folder):
     freeze = KillOnce(user_folder / "runs", "w1", after_samples=400, number=signal.SIGSTOP)
     watch = Watch(freeze)
@@ -206,6 +207,7 @@ def test_latest_policy_with_periods_trains_every_sample(user_folder):
     assert result.eval.top1 > 0.4  # 17 pushes on a busy machine, some 40 on an idle one
 
 
+@pytest.mark.long
 def test_warm_start_trains_alone_first(user_folder):
     changes = {"train.warm_start": 1437, "train.optimizer": "adagrad", "train.lr": 0.05}
     result = launch(tiny_job(user_folder / "runs", **changes), live=Watch())

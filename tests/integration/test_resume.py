@@ -69,7 +69,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(user_folder: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("num_stops", [6, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_stops", [2, pytest.param(20, marks=pytest.mark.long)])
 def test_stops_at_random_moments_lose_nothing(user_folder: Path, num_stops: int):
     chance = random.Random(7)
     job = tiny_job(
@@ -118,6 +118,7 @@ def test_a_stop_now_says_what_it_loses_and_resume_goes_on_before_it(user_folder:
     assert resumed.samples - 6 * DIGITS <= stopped.samples + in_flight
 
 
+@pytest.mark.long
 def test_resume_with_another_rate_and_a_later_end(user_folder: Path):
     job = tiny_job(user_folder / "runs", until="2-epochs")
     first = start(job, StopAt())

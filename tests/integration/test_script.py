@@ -102,6 +102,7 @@ def test_a_script_that_raises_on_one_worker_ends_the_run_with_its_own_frames(tmp
     assert "Traceback (most recent call last)" in log
 
 
+@pytest.mark.long
 def test_a_script_that_ends_early_on_one_worker_leaves_its_data_to_the_others(tmp_path: Path):
     result = launch(
         write(tmp_path, inside="if me == 1 and steps == 5:\n    sys.exit()"), live=Watch()
@@ -129,10 +130,11 @@ def test_kill_9_of_one_worker_of_a_script_leaves_its_data_to_the_others(tmp_path
             "DB-SCRIPT-002",
             "w0: train.py ended itself with exit code 7",
         ),
-        (
+        pytest.param(
             {"inside": "continue"},
             "DB-SCRIPT-003",
             "ended without a single optimizer.step()",
+            marks=pytest.mark.long,
         ),
         ({"before": "sys.exit()"}, "DB-SCRIPT-003", "ended without making a Downpour"),
         (
@@ -199,6 +201,7 @@ for epoch in range(2):
 """
 
 
+@pytest.mark.long
 def test_buffers_of_a_module_are_saved_and_there_again_after_a_resume(tmp_path: Path):
     job = write(tmp_path)
     (tmp_path / "train.py").write_text(NORMED)

@@ -127,6 +127,7 @@ def test_launch_in_a_terminal_is_watched_by_top_resized_and_stopped(user_folder,
     assert text.rstrip().endswith(f"distbelief resume {folder.run}")
 
 
+@pytest.mark.long
 def test_ctrl_c_twice_in_a_terminal_stops_now(user_folder, terminal):
     run = terminal(*LAUNCH, *LONG)
     frame(run, "fair share 1")
@@ -165,6 +166,7 @@ def test_every_line_of_json_of_a_real_run_fits_the_schema(user_folder):
     assert '"type"' not in done.stderr
 
 
+@pytest.mark.long
 def test_without_a_monitor_lines_have_what_the_controller_knows(user_folder):
     command = [sys.executable, "-m", "distbelief", *LAUNCH, "--until", "2s", "--no-dashboard"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -176,6 +178,7 @@ def test_without_a_monitor_lines_have_what_the_controller_knows(user_folder):
     ), line
 
 
+@pytest.mark.long
 def test_three_signals_leave_a_last_line_too(user_folder):
     out = user_folder / "out"
     with out.open("w") as stdout, open(os.devnull, "w") as nothing:

@@ -5,7 +5,10 @@ import re
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.long
 def test_the_demo_trains_googlenet_to_97_percent_on_real_digits(repo_root, tmp_path):
     makefile = (repo_root / "Makefile").read_text()
     args = re.search(r"^DEMO_ARGS \?= (.*)$", makefile, re.MULTILINE)

@@ -66,6 +66,7 @@ def test_a_shard_that_ray_lost_is_back_with_all_that_was_acknowledged(user_folde
     assert result.samples == 2 * 1437
 
 
+@pytest.mark.long
 def test_the_controller_of_a_run_by_ray_is_back_where_it_was(user_folder):
     kill = KillOnce(user_folder / "runs", "controller", after_samples=400)
     changes = {"engine": "ray", "model.factory": "tiny:Slow", "train.batch_size": 16}
@@ -86,6 +87,7 @@ def test_an_address_without_a_cluster_is_a_problem_not_a_traceback(user_folder):
     assert "could not be reached at 127.0.0.1:1" in result.error["text"]
 
 
+@pytest.mark.long
 def test_sigterm_stops_a_run_by_ray_safely(user_folder):
     """Ray takes SIGTERM for itself unless it is taken back."""
     command = [sys.executable, "-m", "distbelief", "launch", "--model", "tiny:Slow", "--json"]
