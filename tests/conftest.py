@@ -26,7 +26,7 @@ SEED = 20121203
 MARKED_FOLDERS = ("integration", "chaos", "ray", "browser")
 MARKED_TIMEOUT_S = 300
 TOGETHER = {"ray": "ray", "browser": "{file}", "test_wheel.py": "wheel"}
-"""By folder or file, what runs one after the other in one of pytest-xdist's processes: what they share
+"""By folder or file: what runs in one of pytest-xdist's processes, as what it shares
 takes long to make, or there is one of it."""
 
 leaks.track_zmq()
