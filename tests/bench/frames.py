@@ -2,8 +2,8 @@
 
     python tests/bench/frames.py --workers 1000 --seconds 30 [--json]
 
-A real headless Chromium shows a simulated run as it goes on. The page tells the time of each frame in
-which it painted anything, from the first line of its script to the last; told are quantiles of the
+A real headless Chromium shows a simulated run as it goes on. The page tells the time of each frame
+in which it painted anything, until the browser has laid it out; told are quantiles of the
 newest ones, after a while in which all has been drawn once.
 """
 
