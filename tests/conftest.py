@@ -4,9 +4,9 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hypothesis
 import numpy
@@ -64,6 +64,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             has_gpu = torch.cuda.is_available() if has_gpu is None else has_gpu
             if not has_gpu:
                 item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:  # Any: what pytest makes of it
+    """What pytest-xdist sends has to be UTF-8; tests log file names that are not."""
+    return _as_utf8((yield))
+
+
+def _as_utf8(data: Any) -> Any:  # Any: what a report is made of
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode()
+    if isinstance(data, dict):
+        return {_as_utf8(key): _as_utf8(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)([_as_utf8(one) for one in data])
+    return data
 
 
 @pytest.fixture(scope="session", autouse=True)

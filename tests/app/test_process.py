@@ -55,7 +55,11 @@ def test_the_controller_hears_how_a_process_ended(monkeypatch, error, code, text
     assert told(monkeypatch, error) == (code, text)
 
 
-@pytest.mark.parametrize("words", ["Größe passt nicht " * 400, "错误" * 2000, "\udcff broken name"])
+@pytest.mark.parametrize(
+    "words",
+    ["Größe passt nicht " * 400, "错误" * 2000, "\udcff broken name"],
+    ids=["long", "wide", "no UTF-8"],
+)
 def test_an_error_in_any_language_is_heard(monkeypatch, words):
     code, text = told(monkeypatch, ValueError(words))
     assert code == "DB-TRAIN-002"
