@@ -8,8 +8,8 @@ PIP_INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 
 DEMO_ARGS ?= --workers 2 --shards 2
 PYTEST_ARGS ?=
-# Tests wait more than they compute: three at a time, whole groups of them in one process.
-TEST_JOBS ?= 3
+# One for the tests that start processes, which wait more than they compute, and one for the others.
+TEST_JOBS ?= 2
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help

@@ -46,6 +46,8 @@ NOT_OURS = ("DISTBELIEF_TEST_", "DISTBELIEF_REQUIRE_DATA")
 """Variables of the tests and of CI, which are no keys."""
 SCRIPT_SAYS = ("model", "data", "train", "until")
 """What a script says itself; keys of these sections have no meaning beside one."""
+BESIDE_SCRIPTS = (("train", "log_grad_norm"),)
+"""Except these."""
 
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]")
 _KEY = re.compile(r"""\s*([A-Za-z0-9_.'"\- ]+?)\s*=""")
@@ -126,7 +128,7 @@ class Settings:
         script = self.about("script.path")
         if not script or not script[-1].value:
             return self
-        beside = [s for s in self.said if s.path[0] in SCRIPT_SAYS]
+        beside = [s for s in self.said if s.path[0] in SCRIPT_SAYS and s.path not in BESIDE_SCRIPTS]
         for said in beside:
             if said.is_meant:
                 raise KeyProblem(

@@ -25,9 +25,8 @@ SEED = 20121203
 
 MARKED_FOLDERS = ("integration", "chaos", "ray", "browser")
 MARKED_TIMEOUT_S = 300
-TOGETHER = {"ray": "ray", "browser": "{file}", "test_wheel.py": "wheel"}
-"""By folder or file: what runs in one of pytest-xdist's processes, as what it shares
-takes long to make, or there is one of it."""
+OF_PROCESSES = (*MARKED_FOLDERS, "examples", "test_wheel.py")
+"""What is in these starts processes, and runs one after the other in one of pytest-xdist's."""
 
 leaks.track_zmq()
 
@@ -55,9 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(MARKED_TIMEOUT_S))
-        if folder in TOGETHER:
-            group = TOGETHER[folder].format(file=item.path.stem)
-            item.add_marker(pytest.mark.xdist_group(group))
+        if folder in OF_PROCESSES:
+            item.add_marker(pytest.mark.xdist_group("processes"))
         if item.get_closest_marker("long") is not None and "DISTBELIEF_TEST_LONG" not in os.environ:
             item.add_marker(pytest.mark.skip(reason="takes long: make test-long"))
         if item.get_closest_marker("gpu") is not None:

@@ -120,6 +120,7 @@ def test_apply_and_its_table():
     assert row.split()[-1] == "right"
 
 
+@pytest.mark.long
 @pytest.mark.integration
 def test_wire_measures_rounds_and_what_comes_back_is_right():
     args = ("--seconds", "0.2", "--windows", "1", "--size", "100001", "--workers", "2")

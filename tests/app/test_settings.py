@@ -187,6 +187,11 @@ def test_what_a_script_says_itself_is_refused_beside_it(key):
     assert "Downpour(lr=...)" in caught.value.fix
 
 
+def test_what_is_watched_of_a_script_is_said_beside_it():
+    job = compose(gather(flags={"script.path": "train.py"}, sets=["train.log_grad_norm=true"]))
+    assert job.train.log_grad_norm
+
+
 def test_standing_files_may_say_what_a_script_says_itself(here, tmp_path):
     (here / "distbelief.toml").write_text("workers = 3\n[train]\nlr = 0.5")
     job = compose(gather(flags={"script.path": "train.py"}, environ=environ(tmp_path)))

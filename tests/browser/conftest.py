@@ -60,7 +60,7 @@ def end(served: Served) -> None:
         pipe.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """64 workers, one of them slow for some minutes."""
     if CHROMIUM is None:
@@ -83,7 +83,7 @@ def _has_caught_up(served: Served) -> bool:
     return time.time() - now < 3
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")

@@ -97,12 +97,13 @@ def test_axe_finds_nothing(browser, served, theme):
 
 
 def test_the_straggler_is_named_and_its_row_is_hot(browser, served):
-    page, _ = open_page(browser, served)
+    page, _ = open_page(browser, served, at="#window=5m")
     findings = page.evaluate("() => window.distbelief.run.tick.findings")
     assert (findings[0]["who"], findings[0]["phase"]) == ("w17", "compute")
     hope(page.locator("#sentence")).to_contain_text("w17")
     hope(page.locator("#rank-body")).to_contain_text("w17")
     # In the newest columns some row is far darker than most: light ramps darken towards worse.
+    page.wait_for_selector('#heat-canvas[data-rows="64"]')
     page.wait_for_timeout(1000)
     darkest, usual = page.evaluate(
         """() => {

@@ -129,6 +129,7 @@ while True:
 """
 
 
+@pytest.mark.long
 def test_pauses_and_a_poisoned_worker_lose_and_repeat_nothing(disturbed, tmp_path):
     """SIGSTOP of shard, worker, controller and launcher; I1 to I5 and I7 to I9 by the histories, to
     the bit.

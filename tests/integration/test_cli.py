@@ -242,6 +242,7 @@ def _take_terminal():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+@pytest.mark.long
 def test_a_run_outlives_the_reader_of_its_output(user_folder, launch):
     reader, writer = os.pipe()
     process = launch(*LAUNCH, "--until", "2-epochs", stdout=writer)

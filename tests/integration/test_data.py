@@ -135,6 +135,7 @@ def test_every_photograph_is_trained_on_once_an_epoch(folder, test_data, changes
     assert trained_on(folder) == wanted
 
 
+@pytest.mark.long
 def test_every_sample_of_the_shards_is_trained_on_once_an_epoch(folder, test_data):
     source = f"wds:{test_data}/cifar10/{{split}}-*.tar"  # CIFAR-10, all of it
     changes = {"until": "1-epochs", "train.batch_size": 133, "data.image_size": 0}

@@ -97,6 +97,7 @@ def test_stops_at_random_moments_lose_nothing(user_folder: Path, num_stops: int)
     assert result.unfinished == 0
 
 
+@pytest.mark.long
 def test_a_stop_now_says_what_it_loses_and_resume_goes_on_before_it(user_folder: Path):
     job = tiny_job(
         user_folder / "runs",

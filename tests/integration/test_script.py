@@ -113,6 +113,7 @@ def test_a_script_that_ends_early_on_one_worker_leaves_its_data_to_the_others(tm
     assert result.unfinished == 0
 
 
+@pytest.mark.long
 def test_kill_9_of_one_worker_of_a_script_leaves_its_data_to_the_others(tmp_path: Path):
     job = write(tmp_path, pause=0.01)
     kill = KillOnce(tmp_path / "runs", "w2", 600)
@@ -137,20 +138,22 @@ def test_kill_9_of_one_worker_of_a_script_leaves_its_data_to_the_others(tmp_path
             marks=pytest.mark.long,
         ),
         ({"before": "sys.exit()"}, "DB-SCRIPT-003", "ended without making a Downpour"),
-        (
+        pytest.param(
             {"outputs": "2 + (me == 1)"},
             "DB-RUN-001",
             "8] float32 at 0 (lr 0.1, weight_decay 0.0) here, weight [",  # 2 and 3, or 3 and 2
+            marks=pytest.mark.long,
         ),
         (
             {"inside": "optimizer.param_groups[0]['lr'] = 0.05 if steps > 5 else 0.1"},
             "DB-SCRIPT-001",
             "the learning rate was changed from 0.1 to 0.05 on this worker",
         ),
-        (
+        pytest.param(
             {"before": "data = TensorDataset(x[me:], (x.sum(1) > 0).long()[me:])"},
             "DB-SCRIPT-001",
             "samples here",
+            marks=pytest.mark.long,
         ),
     ],
 )

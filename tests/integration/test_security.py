@@ -105,7 +105,7 @@ def test_the_look_for_secrets_finds_them(tmp_path, monkeypatch):
     (tmp_path / "leak.log").write_text("token=--mean-secret")
     secrets.look_at_files(tmp_path)
     monkeypatch.setattr("tests.helpers.secrets.descendants", lambda _: ["self"])
-    secrets.known.append(b"pytest")
+    secrets.known.append(max(Path("/proc/self/cmdline").read_bytes().split(b"\0"), key=len))
     secrets.look_at_processes(tmp_path)
     assert [text.partition(" ")[0] for text in secrets.found] == [
         str(tmp_path / "leak.log"),

@@ -56,6 +56,7 @@ def test_kill_9_of_a_ray_worker_ends_normally_and_says_so(user_folder):
     assert any(text.startswith("worker w1 is lost") for text in watch.said)
 
 
+@pytest.mark.long
 def test_a_shard_that_ray_lost_is_back_with_all_that_was_acknowledged(user_folder):
     kill = KillOnce(user_folder / "runs", "shard1", after_samples=400)
     changes = {"engine": "ray", "model.factory": "tiny:Slow", "train.batch_size": 16}
