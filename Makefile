@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -q -c constraints.txt
 
 DEMO_ARGS ?= --workers 2 --shards 2
 PYTEST_ARGS ?=
-# One for the tests that start processes, which wait more than they compute, and one for the others.
+# Tests that start processes wait half of the time.
 TEST_JOBS ?= 2
 BENCH_ARGS ?=
 

@@ -25,8 +25,9 @@ SEED = 20121203
 
 MARKED_FOLDERS = ("integration", "chaos", "ray", "browser")
 MARKED_TIMEOUT_S = 300
-OF_PROCESSES = (*MARKED_FOLDERS, "examples", "test_wheel.py")
-"""What is in these starts processes, and runs one after the other in one of pytest-xdist's."""
+TOGETHER = {"ray": "ray", "browser": "{file}", "test_wheel.py": "wheel"}
+"""By folder or file: what runs in one of pytest-xdist's processes, as what it shares takes long to
+make, or there is one of it."""
 
 leaks.track_zmq()
 
@@ -45,6 +46,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("house")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by folder, give these tests more time, and skip what needs a GPU where there is none."""
     has_gpu: bool | None = None
@@ -54,8 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(folder)
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(MARKED_TIMEOUT_S))
-        if folder in OF_PROCESSES:
-            item.add_marker(pytest.mark.xdist_group("processes"))
+        if folder in TOGETHER:
+            group = TOGETHER[folder].format(file=item.path.stem)
+            item.add_marker(pytest.mark.xdist_group(group))
         if item.get_closest_marker("long") is not None and "DISTBELIEF_TEST_LONG" not in os.environ:
             item.add_marker(pytest.mark.skip(reason="takes long: make test-long"))
         if item.get_closest_marker("gpu") is not None:

@@ -45,7 +45,9 @@ def terminal(user_folder):
             sys.executable,
             ["-m", "distbelief", *args],
             cwd=str(user_folder),
-            env=dict(os.environ),  # GNU readline puts COLUMNS where Python does not see it
+            # Without the size of another one; told, as GNU readline sets it where Python does not
+            # see it.
+            env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")},
             dimensions=(height, width),
             encoding="utf-8",
             codec_errors="replace",  # Ctrl-C throws away what the terminal has not shown yet
