@@ -4,6 +4,7 @@ import { FONT, onTheme } from "./theme.js";
 
 const FRAMES_MAX = 600;
 const GATHER_MS = 60;
+const BUDGET_MS = 8;
 const panes = new Set();
 const jobs = new Set();
 let isAsked = false;
@@ -25,6 +26,11 @@ function paint() {
   for (const job of jobs) job();
   jobs.clear();
   for (const pane of panes) {
+    // What is not done in this frame is in the next one: nobody sees one chart 16 ms before another.
+    if (pane.isDue && performance.now() - began > BUDGET_MS) {
+      ask();
+      break;
+    }
     try {
       pane.paintIfDue();
     } catch (error) {
@@ -91,8 +97,12 @@ export class Pane {
     sized.unobserve(this.canvas);
   }
 
+  get isDue() {
+    return this.isDirty && this.isSeen;
+  }
+
   paintIfDue() {
-    if (!this.isDirty || !this.isSeen) return;
+    if (!this.isDue) return;
     const width = this.canvas.clientWidth, height = this.canvas.clientHeight, scale = devicePixelRatio || 1;
     if (!width || !height) return;
     this.isDirty = false;
