@@ -38,8 +38,8 @@ from distbelief.param_server.errors import (
 )
 from distbelief.param_server.identity import Identity
 from distbelief.param_server.ledger import Ledger, recall
-from distbelief.param_server.report import EVERY_S
-from distbelief.param_server.reporter import Reporter, ZmqSender, every_s
+from distbelief.param_server.report import EVERY_S, every_s
+from distbelief.param_server.reporter import Reporter, ZmqSender
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.shared import Shared

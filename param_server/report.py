@@ -21,6 +21,8 @@ from distbelief.param_server.place import NAME
 
 EVERY_S = 1.0
 """From one report to the next."""
+FLEET = 250
+"""With more workers each reports less often: the monitor hears about so many of them a second."""
 STEPS_MAX = 256
 """Steps in one report, the newest; a worker that does more in a second tells no more of them."""
 TRIPS_MAX = 512
@@ -30,6 +32,11 @@ WORKERS_MAX = 2048
 
 UNKNOWN = -1.0
 """In a column: this was not measured."""
+
+
+def every_s(num_workers: int) -> float:
+    """How often each worker of so many reports."""
+    return EVERY_S * max(1.0, num_workers / FLEET)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 QUEUE = 2
 """Reports that wait for the monitor at most; the next ones are dropped."""
-FLEET = 250
-"""With more workers each reports less often: the monitor hears about so many of them a second."""
 
 
 class Head(TypedDict):
@@ -141,11 +139,6 @@ class Reporter:
 
     def close(self) -> None:
         self._sender.close()
-
-
-def every_s(num_workers: int) -> float:
-    """How often each worker of so many reports."""
-    return EVERY_S * max(1.0, num_workers / FLEET)
 
 
 def _rss_bytes() -> int:

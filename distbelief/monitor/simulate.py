@@ -30,6 +30,7 @@ from distbelief.param_server.report import (
     AnyReport,
     ShardReport,
     WorkerReport,
+    every_s,
 )
 
 START_AT = 1_800_000_000.0
@@ -182,6 +183,7 @@ class Simulation:
         self._step_s, self._noise, self._n_push = step_s, noise, n_push
         self._batch, self._parameters, self._start = batch_size, parameters, start
         self._n_fetch, self._run, self._token = n_fetch, run, token
+        self._every_s = every_s(num_workers)
         self._minutes, self._grad_norm, self._meter, self._talks = minutes, grad_norm, meter, talks
         self._apply_s = min(0.002, LOAD * step_s * n_push / num_workers)
         self._way_s = 0.002 * step_s
@@ -314,7 +316,7 @@ class Simulation:
             self._step(worker, who)
             if self._talks:
                 offset = self._random.random()  # reports do not come all at once
-                self._at(self.now + offset * EVERY_S, _REPORT, who, life=worker.life)
+                self._at(self.now + offset * self._every_s, _REPORT, who, life=worker.life)
         elif kind == _CRASH and worker.is_alive:
             worker.is_alive = False
             worker.life += 1
@@ -483,7 +485,7 @@ class Simulation:
     def _report(self, worker: _Worker, who: int, life: int) -> None:
         if worker.life != life:
             return
-        self._at(self.now + EVERY_S, _REPORT, who, life=life)
+        self._at(self.now + self._every_s, _REPORT, who, life=life)
         if any(f.kind == "freeze" and f.is_on(self.now) for f in worker.faults):
             return
         worker.n += 1
