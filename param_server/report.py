@@ -21,8 +21,10 @@ from distbelief.param_server.place import NAME
 
 EVERY_S = 1.0
 """From one report to the next."""
-FLEET = 250
-"""With more workers each reports less often: the monitor hears about so many of them a second."""
+FLEET = 100
+"""With more workers each reports less often: the monitor hears about so many of them a second.
+What shards tell of each, its pushes and their staleness, stays as often as it is.
+"""
 STEPS_MAX = 256
 """Steps in one report, the newest; a worker that does more in a second tells no more of them."""
 TRIPS_MAX = 512

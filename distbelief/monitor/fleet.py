@@ -21,7 +21,7 @@ single very stale one, as at the start of a worker, is no trouble.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, compress
+from itertools import chain, compress, repeat
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from distbelief.chronicle import RunReport
 from distbelief.monitor.source import PHASES, STATUSES
-from distbelief.param_server.report import ShardReport, WorkerReport
+from distbelief.param_server.report import EVERY_S, ShardReport, WorkerReport, every_s
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -408,8 +408,7 @@ class Fleet:
         self.version[s] = min(float(r.version), HUGE)
         if not r.w:
             return None
-        get = self.rows.get
-        rows = np.array([get(name, -1) for name in r.w], np.int64)
+        rows = np.fromiter(map(self.rows.get, r.w, repeat(-1)), np.int64, len(r.w))
         for k in np.flatnonzero(rows < 0).tolist():
             if r.pushes[k]:  # the launcher, which fetches to evaluate, is no worker
                 rows[k] = self.row(r.w[k])
@@ -428,9 +427,15 @@ class Fleet:
         self.fetched_at[rows[moved]] = np.fmax(self.fetched_at[rows[moved]], now - 0.5)
         has = pushes > 0
         self.shard_stale[s, rows[has]] = stale[has]
+        between_s = every_s(len(self.names))
+        if between_s > EVERY_S:
+            # Workers of a large fleet speak seldom: until they do, this is the newest word.
+            pushed = rows[has]
+            self.new_stale[pushed] = np.fmax(self.new_stale[pushed], stale[has])
+            self.pushed_at[pushed] = np.fmax(self.pushed_at[pushed], now)
         if s == 0:
             # Where the worker's own reports are lost, this is all that is known of its pushes.
-            deaf = has & ~(now - self.heard_at[rows] < 3.0)
+            deaf = has & ~(now - self.heard_at[rows] < max(3.0, 2.5 * between_s))
             self.flush()
             for i, num, one in zip(rows[deaf], pushes[deaf], stale[deaf], strict=True):
                 self.stale[i] = self.mean_stale[i] = one
@@ -530,8 +535,11 @@ class Fleet:
         recent = np.sort(self.recent[: len(self.names)], axis=1)  # NaN comes last
         known = (~np.isnan(recent)).sum(axis=1)
         median = recent[np.arange(len(recent)), np.maximum(0, (known - 1) // 2)]
-        median = np.where(known > 0, median, 0.0)
+        told = known > 0
+        # Whose own reports have not come yet is taken for one of many, and waited for.
+        median = np.where(told, median, np.median(median[told]) if told.any() else 0.0)
         limit: Floats = np.maximum(STALL_S, STALL_STEPS * median * self.n_push)
+        limit[~told] += every_s(len(self.names))
         return limit
 
     def _is_down(self, now: float) -> Bools:

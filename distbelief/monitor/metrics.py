@@ -374,7 +374,8 @@ class Metrics:
             self._spent_s = np.concatenate((self._spent_s, np.zeros_like(self._spent_s)))
         for i, tally in enumerate(self._phases):
             column = np.array(self._steps[1 + i], np.float64)
-            np.add.at(self._spent_s[:, i], rows, np.maximum(column, 0.0))
+            spent = np.bincount(rows, np.maximum(column, 0.0), len(self._spent_s))
+            self._spent_s[:, i] += spent
             tally.add_all(column)
         self._norms.add_all(np.array(self._steps[-1], np.float64))
         shards = np.array(self._trips[0], np.int64)
@@ -411,10 +412,10 @@ class Metrics:
             shard.saved_at = r.saved_at
             self._save_s.add(r.save_s)
         fair = (r.num_workers - 1) * (self._per_fetch + 1) / 2
-        for value, times in zip(r.stale_value, r.stale_count, strict=True):
-            self._staleness.add(value, times)
-            if fair > 0:
-                self._ratio.add(value / fair, times)
+        stale, times = np.array(r.stale_value, np.float64), np.array(r.stale_count, np.float64)
+        self._staleness.add_all(stale, times)
+        if fair > 0:
+            self._ratio.add_all(stale / fair, times)
 
     def _take_begin(self, begin: Begin) -> None:
         self._num_shards = min(begin.num_shards, SHARDS_MAX)

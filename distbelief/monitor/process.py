@@ -50,7 +50,7 @@ from distbelief.problem import Problem
 
 logger = logging.getLogger(__name__)
 
-PULSE_S = 0.1
+PULSE_S = 0.25
 GC_AFTER = 50_000
 """Objects: a second of reports is a good part of that, and has no cycles."""
 TAKE_S = 0.2

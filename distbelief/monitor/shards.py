@@ -297,7 +297,9 @@ class Shards:
         if not len(rows):
             return
         bins = ((np.log2(np.maximum(seconds, 1e-6)) - LO) * PER_OCTAVE).astype(np.int64)
-        np.add.at(self.trips[place], (shard, push, np.clip(bins, 0, BINS - 1)), 1)
+        cells = (shard * 2 + push) * BINS + np.clip(bins, 0, BINS - 1)
+        counts = np.bincount(cells, minlength=self.trips[place].size)
+        self.trips[place] = counts.reshape(self.trips[place].shape)
         # Each worker's mean to each shard, of pushes where there are any.
         chosen = push == 1 if push.any() else push == 0
         width = len(fleet.names)

@@ -5,7 +5,7 @@ Bounded by its bounds, whatever is told. No clock.
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +35,25 @@ class Tally:
             self._counts[bisect_left(self._bounds, value)] += times
             self.sum += value * times
 
-    def add_all(self, values: Sequence[float] | NDArray[np.float64]) -> None:
+    def add_all(
+        self,
+        values: Sequence[float] | NDArray[np.float64],
+        times: Sequence[int] | NDArray[np.float64] | None = None,
+    ) -> None:
+        """times: of each value; once if it is not said."""
         if len(values) < MANY:
-            for value in values:
-                self.add(float(value))
+            for value, many in zip(values, repeat(1) if times is None else times, strict=False):
+                self.add(float(value), int(many))
             return
         column = np.asarray(values, np.float64)
-        column = column[column >= 0]
+        weight = np.ones(len(column)) if times is None else np.asarray(times, np.float64)
+        weight = np.where((column >= 0) & (weight > 0), weight, 0.0)
+        column = np.where(weight > 0, column, 0.0)
         places = np.searchsorted(self._values, column, side="left")
-        for place, times in enumerate(np.bincount(places, minlength=len(self._counts)).tolist()):
-            self._counts[place] += times
-        self.sum += float(column.sum())
+        counts = np.bincount(places, weights=weight, minlength=len(self._counts))
+        for place, many in enumerate(counts.tolist()):
+            self._counts[place] += int(many)
+        self.sum += float((column * weight).sum())
 
     def buckets(self) -> list[tuple[str, float]]:
         """(bound, how many do not pass it), the last without a bound."""

@@ -359,3 +359,16 @@ def test_nonsense_is_bounded():
 
 def _fields(struct):
     return {name: getattr(struct, name) for name in struct.__struct_fields__}
+
+
+def test_shards_speak_for_a_large_fleet_and_no_push_counts_twice():
+    """Each of 800 workers reports each 8 s; shards tell of its push each second."""
+    store = Store()
+    simulation = play(store, 40, num_workers=800, num_shards=2, step_s=1.0, seed=3)
+    fleet = store.fleet
+    assert store.now - fleet.heard_at[:800].max() < 1 < store.now - fleet.heard_at[:800].min()
+    assert store.now - fleet.view("pushed_at").min() < 4
+    assert set(store.workers()["items"][i]["status"] for i in range(50)) == {"ok"}
+    told = sum(int(fleet.pushes[i]) for i in range(800))
+    applied = sum(simulation.by_worker.values())
+    assert 0.7 * applied < told <= applied
