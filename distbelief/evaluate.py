@@ -24,9 +24,6 @@ from distbelief.workers.worker import loss_of
 
 logger = logging.getLogger(__name__)
 
-MODEL = "model.safetensors"
-"""The state dict of a run's model, in its run folder: parameters and buffers."""
-
 
 def evaluate(
     model: nn.Module, split: Split, *, batch_size: int = 100, num_loaders: int = 0
@@ -105,9 +102,8 @@ class _Tally:
         )
 
 
-def save_model(model: nn.Module, run: Path) -> Path:
-    """Write the state dict; tied tensors once, under their first name."""
-    path = run / MODEL
+def save_model(model: nn.Module, path: Path) -> None:
+    """Write the state dict, parameters and buffers; tied tensors once, under their first name."""
     kept: dict[str, torch.Tensor] = {}
     owners: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -115,7 +111,6 @@ def save_model(model: nn.Module, run: Path) -> Path:
             owners.add(id(tensor))
             kept[name] = tensor.detach().clone().contiguous()
     save_tensors(kept, path)
-    return path
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -134,11 +129,14 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         ) from error
 
 
-def evaluate_run(run: Path, name: str, source: str | None = None) -> Accuracy:
+def evaluate_run(
+    run: Path, name: str, source: str | None = None, *, last: bool = False
+) -> Accuracy:
     """Build the model of a run folder again and evaluate it on the split of that name.
 
-    source: other data than the run's. The user's modules are found from where the run was
-    launched; that folder is the current one meanwhile. Raises: Problem.
+    last: the last values, where the run's model is their average. source: other data than the
+    run's. The user's modules are found from where the run was launched; that folder is the current
+    one meanwhile. Raises: Problem.
     """
     folder = RunFolder(run.resolve())
     try:
@@ -158,10 +156,13 @@ def evaluate_run(run: Path, name: str, source: str | None = None) -> Accuracy:
         )
     if source is not None:
         job = replace(job, data=replace(job.data, source=source))
-    if not folder.model.is_file():
+    model_file = folder.last if last else folder.model
+    if last and folder.model.is_file() and not model_file.is_file():
+        model_file = folder.model  # nothing was averaged: the last values are the model
+    if not model_file.is_file():
         raise Problem(
             "DB-RUN-006",
-            f"{run} has no {folder.model.name}: the run has not ended, or it ended without saving",
+            f"{run} has no {model_file.name}: the run has not ended, or it ended without saving",
             fix=f"if there is one, {run / 'result.json'} says how it ended",
         )
     with _where_it_began(folder, source):
@@ -173,7 +174,7 @@ def evaluate_run(run: Path, name: str, source: str | None = None) -> Accuracy:
                 fix="evaluate on the other one with --split train, or name data with --data",
             )
         model = make_model(job, split)
-        _load(model, folder.model)
+        _load(model, model_file)
         return evaluate(model, split, num_loaders=num_loaders(replace(job, workers=1), split))
 
 

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from distbelief.workers.arena import refuse_sparse_modules
 from distbelief.workers.data import open_split
 from distbelief.workers.feed import Batch, default_loaders, read_all
 from distbelief.workers.own import UserError, find, user_frames
+from distbelief.workers.pixels import Pictures
 from distbelief.workers.split import Split
 from distbelief.workers.worker import loss_of
 
@@ -97,6 +99,7 @@ def make_contract(job: Job, model: nn.Module, num_samples: int) -> Contract:
             layout=layout_of(named, groups, group_of),
             rule=job.train.rule,
             schedule=job.schedule(num_samples),
+            average=job.average(num_samples),
             clip_part_norm=job.train.clip_part_norm,
             buffers=BufferLayout.of(model),
         )
@@ -139,6 +142,23 @@ def open_data(job: Job, split: str) -> Split | None:
         raise Problem("DB-DATA-004", str(error), why=error.frames, fix=error.fix) from error
     except (ValueError, OSError) as error:
         raise Problem("DB-DATA-001", str(error)) from error
+
+
+def with_views(job: Job, split: Split) -> Split:
+    """The training split as workers see it: with the views that the job wants drawn.
+
+    Raises: Problem if it holds no image files.
+    """
+    if job.data.views == "middle":
+        return split
+    if not isinstance(split.samples, Pictures):
+        raise Problem(
+            "DB-DATA-007",
+            f"data.views is {job.data.views!r}, but {job.data.source} holds no image files: its "
+            "samples are in memory as they are",
+            fix="leave data.views as it is, or train on folder:PATH or wds:PATTERN",
+        )
+    return replace(split, samples=split.samples.drawn(job.data.views, job.data_seed))
 
 
 def num_loaders(job: Job, split: Split) -> int:

@@ -106,6 +106,11 @@ class RunFolder:
         """State dict of the trained model, safetensors."""
         return self.path / "model.safetensors"
 
+    @property
+    def last(self) -> Path:
+        """As `model`, of the last values, where the model is their average."""
+        return self.path / "last.safetensors"
+
     # The files that are JSON. A reader gets None for one that is missing or damaged.
 
     @property

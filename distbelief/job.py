@@ -21,14 +21,16 @@ from typing import Any
 
 import tomli_w
 
+from distbelief.param_server.average import Average
 from distbelief.param_server.compress import Compression
 from distbelief.param_server.guard import GuardConfig
 from distbelief.param_server.layout import Group
 from distbelief.param_server.schedule import Schedule
-from distbelief.param_server.update import Rule, make_rule
+from distbelief.param_server.update import SGD, Rule, make_rule, momentum_for
 from distbelief.problem import Problem
 from distbelief.settings import ENV_PREFIX, KeyProblem, Settings, gather, variable_of
 from distbelief.workers.downpour import DownpourConfig
+from distbelief.workers.view import RECIPES
 from distbelief.workers.worker import WorkerConfig
 
 ENGINES = ("ray", "local")
@@ -107,6 +109,13 @@ class DataConfig:
     """`digits`, `fashion-mnist[:PATH]`, `folder:PATH`, `wds:PATTERN`, or `module:function`."""
     image_size: int = 0
     """Images are resized to this square; 0 takes what suits the source (digits: 16)."""
+    views: str = "middle"
+    """What is taken of each image to train on: the `middle`, or what is drawn anew in each epoch by
+    the recipe `paper` (GoogLeNet's), `caffe` (BVLC's) or `small` (for 32 to 64 pixels). Of image
+    files alone; for tests it is always the middle."""
+    seed: int | None = None
+    """Of the order of the data and of the views; by default the job's `seed`, which the first
+    parameters follow too."""
     loaders: int | None = None
     """Processes of each worker that decode; by default none for data in memory, else 1 or more."""
     max_bad: float = 0.01
@@ -139,6 +148,8 @@ class TrainConfig:
     """Factor on the decay of 1-D tensors; Caffe's GoogLeNet has 0."""
     schedule: Schedule = field(default_factory=lambda: Schedule(kind="poly"))
     """Factor on the rate by samples applied; by default it falls in a line to 0 at the end."""
+    average: Average = field(default_factory=Average)
+    """Polyak averaging on the shards: what the run comes to is then an average of the values."""
     n_fetch: int = 1
     """Steps from one fetch to the next."""
     n_push: int = 1
@@ -377,6 +388,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:
             raise ValueError(f"engine {self.engine!r} is none of {', '.join(ENGINES)}")
+        if self.data.views not in RECIPES:
+            raise ValueError(f"data.views {self.data.views!r} is none of {', '.join(RECIPES)}")
         for name in ("workers", "shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -404,8 +417,9 @@ class Job:
             )
         if self.save.ack not in ACKS:
             raise ValueError(f"save.ack {self.save.ack!r} is none of {', '.join(ACKS)}")
-        if not 0 <= self.seed < SEED_END:
-            raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
+        for name, seed in (("seed", self.seed), ("data.seed", self.data_seed)):
+            if not 0 <= seed < SEED_END:
+                raise ValueError(f"{name} must be at least 0 and below 2**32, got {seed}")
         if not 0 < self.model.width < math.inf:
             raise ValueError(f"model.width must be above 0, got {self.model.width}")
         if not 0 <= self.net.port <= 65535 - self.shards:
@@ -452,13 +466,34 @@ class Job:
                 "train.meter needs n_fetch = n_push = 1 and fetch_policy 'fresh': it looks at what "
                 "the answer to a push has brought"
             )
+        if self.train.average.tail and Until.parse(self.until).seconds is not None:
+            raise ValueError(
+                "train.average.tail is a share of the run's length, which a run that ends by the "
+                "clock does not have: say train.average.start, in samples"
+            )
         self.net.compression.check(self.train.rule, self.train.clip_part_norm)
+
+    def warnings(self) -> list[str]:
+        """What is allowed, and likely not meant."""
+        rule, most = self.train.rule, momentum_for(self.workers)
+        momentum = rule.momentum if isinstance(rule, SGD) else 0.0
+        if self.script.path or momentum <= most:
+            return []
+        return [
+            f"momentum {momentum:g} is high for {self.workers} workers: that pushes of others come "
+            f"between acts like momentum itself, of 1 - 1/{self.workers} in theory. Should it not "
+            f"learn: --set train.momentum={most:g} (docs/architecture.md)"
+        ]
+
+    @property
+    def data_seed(self) -> int:
+        return self.seed if self.data.seed is None else self.data.seed
 
     @property
     def worker_config(self) -> WorkerConfig:
         return WorkerConfig(
             batch_size=self.train.batch_size,
-            seed=self.seed,
+            seed=self.data_seed,
             merge_every_steps=self.train.merge_every_steps,
             device=self.device,
             downpour=self.train.downpour,
@@ -475,15 +510,28 @@ class Job:
         Where total is 0 it is the length of the run in samples. A run that ends by the clock
         has no such length, so its rate stays constant.
         """
-        schedule, until = self.train.schedule, Until.parse(self.until)
+        schedule, total = self.train.schedule.of(num_samples), self.length(num_samples)
         if schedule.total or schedule.kind not in ("poly", "cosine"):
             return schedule
-        if until.epochs is not None:
-            return replace(schedule, total=until.epochs * num_samples)
-        if until.updates is not None:
-            samples = self.train.batch_size * self.train.n_push
-            return replace(schedule, total=until.updates * samples)
+        if total is not None:
+            return replace(schedule, total=total)
         return Schedule(warmup=schedule.warmup)
+
+    def average(self, num_samples: int) -> Average:
+        """The average with its start, where that was said as a share of the run."""
+        average, total = self.train.average, self.length(num_samples)
+        if not average.tail or total is None:
+            return average
+        return replace(average, start=int(total * (1 - average.tail)), tail=0.0)
+
+    def length(self, num_samples: int) -> int | None:
+        """Of the run, in samples; None where it ends by the clock."""
+        until = Until.parse(self.until)
+        if until.epochs is not None:
+            return until.epochs * num_samples
+        if until.updates is not None:
+            return until.updates * self.train.batch_size * self.train.n_push
+        return None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)

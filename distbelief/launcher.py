@@ -18,13 +18,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from distbelief import __version__
 from distbelief.controller.machine import LEASE_BATCHES
 from distbelief.environment import check_environment
 from distbelief.evaluate import evaluate, save_model, save_tensors
-from distbelief.factory import make_contract, make_model, num_loaders, open_data, try_model
+from distbelief.factory import (
+    make_contract,
+    make_model,
+    num_loaders,
+    open_data,
+    try_model,
+    with_views,
+)
 from distbelief.folder import Launcher, RunFolder
 from distbelief.job import Job, Until
 from distbelief.launcher_log import launcher_log
@@ -140,6 +147,7 @@ def _plan(job: Job) -> _Plan:
         return _Plan()
     train, test = open_data(job, "train"), open_data(job, "test")
     assert train is not None  # every source has this one
+    train = with_views(job, train)
     model = make_model(job, train)
     contract = make_contract(job, model, len(train))
     try_model(job, model, train)
@@ -186,6 +194,14 @@ def _compare(folder: RunFolder, job: Job, plan: _Plan) -> None:
                 f"{plan.contract.rule}: their state is not the same",
                 fix="leave train.optimizer as it was, or start a new run",
             )
+        if saved.average.kind != plan.contract.average.kind:
+            raise Problem(
+                "DB-USE-001",
+                f"run {folder.run} was trained with train.average.kind {saved.average.kind!r}, the "
+                f"job says {plan.contract.average.kind!r}: an average cannot begin or change its "
+                "kind in the middle",
+                fix="leave train.average.kind as it was, or start a new run",
+            )
 
 
 def _check_space(job: Job, plan: _Plan, folder: RunFolder) -> None:
@@ -194,7 +210,7 @@ def _check_space(job: Job, plan: _Plan, folder: RunFolder) -> None:
         return
     a_copy = 4 * plan.contract.layout.total
     # The snapshots that are kept, the next one beside them, and the model.
-    snapshots = (job.save.keep + 1) * (1 + len(plan.contract.rule.slots)) * a_copy
+    snapshots = (job.save.keep + 1) * (1 + len(plan.contract.slots)) * a_copy
     needed = snapshots + a_copy + SPACE_FOR_LOGS
     free = shutil.disk_usage(folder.path).free
     if free < needed:
@@ -270,6 +286,8 @@ def _run(
         with launcher_log(folder), live or LiveLine(sys.stderr, plain=True) as line:
             line.watch(folder)
             line.say(_headline(job, plan, folder, checkpoint))
+            for warning in job.warnings():
+                line.say(f"WARNING: {warning}")
             run = Run(
                 job,
                 folder,
@@ -342,19 +360,37 @@ def _headline(
 
 
 def _keep(job: Job, plan: _Plan, folder: RunFolder, trained: Trained, result: Result) -> None:
-    """Save what was trained, and evaluate it where the launcher has a model and test data."""
-    if plan.model is None or plan.contract is None:
-        layout, buffers = trained.contract.layout, trained.contract.buffers
-        tensors = {e.name: trained.values[e.offset : e.stop].view(e.shape) for e in layout.entries}
-        if trained.buffers is not None:
-            tensors |= buffers.named(*trained.buffers)
-        save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, folder.model)
-        return
-    _take_parameters(plan.model, plan.contract, trained)
-    save_model(plan.model, folder.path)
-    if plan.test is not None:
+    """Save what was trained, and evaluate it where the launcher has a model and test data.
+
+    Where the shards have averaged, the average is the model, and the last values are kept too.
+    """
+    kept = [(trained.values, folder.model)]
+    if trained.average is not None:
+        result.averaged = trained.averaged
+        kept = [(trained.values, folder.last), (trained.average, folder.model)]
+    for values, path in kept:
+        if plan.model is None or plan.contract is None:
+            save_tensors(_named(trained, values), path)
+            continue
+        _take_parameters(plan.model, plan.contract, trained, values)
+        save_model(plan.model, path)
+        if plan.test is None:
+            continue
         loaders = num_loaders(replace(job, workers=1), plan.test)
-        result.eval = evaluate(plan.model, plan.test, num_loaders=loaders)
+        accuracy = evaluate(plan.model, plan.test, num_loaders=loaders)
+        if path == folder.model:
+            result.eval = accuracy
+        else:
+            result.eval_last = accuracy
+
+
+def _named(trained: Trained, values: Tensor) -> dict[str, Tensor]:
+    """By name, for a script's run: the launcher has no model of it."""
+    layout, buffers = trained.contract.layout, trained.contract.buffers
+    tensors = {e.name: values[e.offset : e.stop].view(e.shape) for e in layout.entries}
+    if trained.buffers is not None:
+        tensors |= buffers.named(*trained.buffers)
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _tell_saved(
@@ -369,10 +405,12 @@ def _tell_saved(
         result.resume = folder.resume_command
 
 
-def _take_parameters(model: nn.Module, contract: Contract, trained: Trained) -> None:
+def _take_parameters(
+    model: nn.Module, contract: Contract, trained: Trained, values: Tensor
+) -> None:
     """Put what the shards had into the launcher's own copy of the model."""
     arena = Arena(contract.layout, trainable(model.named_parameters()))
-    arena.bind(trained.values)
+    arena.bind(values)
     arena.close()
     if trained.buffers is not None:
         contract.buffers.write_(model, *trained.buffers)

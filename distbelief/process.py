@@ -25,7 +25,7 @@ import torch
 import zmq
 
 from distbelief.controller.account import Tally
-from distbelief.factory import make_contract, make_model, num_loaders, open_data
+from distbelief.factory import make_contract, make_model, num_loaders, open_data, with_views
 from distbelief.job import Job
 from distbelief.listen import listen
 from distbelief.open_files import allow_files
@@ -199,6 +199,7 @@ def _run_worker(
 ) -> bool:
     split = open_data(job, "train")
     assert split is not None  # every source has this one
+    split = with_views(job, split)
     model = make_model(job, split)
     contract = make_contract(job, model, len(split))
     # From here on each incarnation of each worker draws its own numbers (dropout).

@@ -36,6 +36,11 @@ class Result:
     train_loss: float | None = None
     """Mean over the newest samples, at most an epoch of them."""
     eval: Accuracy | None = None
+    """Of the run's model: the average of its values, if it has one."""
+    eval_last: Accuracy | None = None
+    """Of the last values, where the model is their average."""
+    averaged: int = 0
+    """Updates that are in the average, of the part with the fewest."""
     staleness: dict[str, int | float | None] = field(
         default_factory=lambda: {"p50": None, "p95": None, "max": None}
     )

@@ -40,6 +40,7 @@ FLAGS: Mapping[str, str] = {
 }
 """Flag, as Python spells it -> key of the job."""
 
+RECIPES = Path(__file__).with_name("recipes")
 PROJECT_FILE = "distbelief.toml"
 ENV_PREFIX = "DISTBELIEF_"
 NOT_OURS = ("DISTBELIEF_TEST_", "DISTBELIEF_REQUIRE_DATA")
@@ -142,6 +143,18 @@ class Settings:
         return Settings(tuple(s for s in self.said if s not in beside), self.sources)
 
 
+def recipe(name: str) -> Path:
+    """The file of a recipe that comes with us. Raises: Problem with the names that there are."""
+    names = sorted(file.stem for file in RECIPES.glob("*.toml"))
+    if name not in names:
+        raise Problem(
+            "DB-USE-012",
+            f"there is no recipe {name!r}",
+            fix=f"take one of {', '.join(names)}; a file of your own is named with --config",
+        )
+    return RECIPES / f"{name}.toml"
+
+
 def gather(
     configs: Sequence[Path] = (),
     flags: Mapping[str, Any] | None = None,  # Any: TOML
@@ -169,8 +182,9 @@ def gather(
                 said += found
                 sources += [name] if found else []
     for config in configs:
-        said += _read(config, str(config), (), is_meant=True)
-        sources.append(str(config))
+        name = f"recipe {config.stem}" if config.parent == RECIPES else str(config)
+        said += _read(config, name, (), is_meant=True)
+        sources.append(name)
     if environ is not None:
         variables = list(_of_environment(environ))
         said += variables

@@ -22,7 +22,12 @@ class Trained:
 
     contract: Contract
     values: Tensor
+    """The last ones, float32 [layout.total]."""
     buffers: tuple[Tensor, Tensor] | None
+    average: Tensor | None = None
+    """Of the values over the updates, as `values`; None where the job averages none."""
+    averaged: int = 0
+    """Updates that are in the average, of the part with the fewest."""
 
 
 def fetch_trained(
@@ -45,7 +50,13 @@ def fetch_trained(
         fetched = Fetched(client.layout)
         client.fetch(fetched)
         nothing = client.contract.buffers.no_buffers()
-        trained = Trained(client.contract, fetched.values, client.merge(0, *nothing))
+        average, averaged = None, 0
+        if client.contract.average.slots:
+            averages = Fetched(client.layout)
+            client.fetch_average(averages)
+            average, averaged = averages.values, min(averages.version)
+        buffers = client.merge(0, *nothing)
+        trained = Trained(client.contract, fetched.values, buffers, average, averaged)
         return trained, [json.loads(text) for text in client.query()]
     finally:
         client.close()

@@ -360,6 +360,18 @@ class Client:
         """Fetch the whole vector; waits until all shards have parameters."""
         self._until_ready(lambda: self.wait(self.start_fetch(into)))
 
+    def fetch_average(self, into: Fetched) -> None:
+        """Fetch the shards' average of the vector, whose versions are its own (average.py); parts
+        that have none yet as they are, at version 0. Nobody's training waits for it."""
+
+        def ask() -> None:
+            ticket = Ticket(len(self._few_messages))
+            for link, parts in self._few_messages:
+                self._ask_for(link, parts, into, ticket, values=True, average=True)
+            self.wait(ticket)
+
+        self._until_ready(ask)
+
     def merge(self, samples: int, floats: Tensor, integers: Tensor) -> tuple[Tensor, Tensor] | None:
         """Contribute buffers (samples > 0) and return the merged ones; None if there are none.
 
@@ -681,17 +693,19 @@ class Client:
         ticket: Ticket,
         *,
         values: bool,
+        average: bool = False,
     ) -> None:
         def make() -> tuple[Fetch, Sequence[Frame]]:
             message = Fetch(
                 **self._who(link),
                 part=tuple([part.index for part in parts]),
                 values=values or link.index not in self._slabs,
-                back=self._back(link),
+                back="float32" if average else self._back(link),
+                average=average,
             )
             return message, ()
 
-        take = partial(self._take_params, link, ticket, into)
+        take = partial(self._take_params, link, ticket, into, average)
         link.ask(*make(), ticket, take, make)
 
     def _take_ack(
@@ -706,7 +720,7 @@ class Client:
         if link.index in self._slabs and not parcel.frames:
             self.traffic.sent_bytes += 4 * sum(part.numel for part in parcel.parts)
         if ticket.into is not None:
-            self._fill(link, ticket, ticket.into, reply, frames)
+            self._fill(link, ticket, ticket.into, reply, frames, self._back(link))
         pushed = ticket.pushed
         is_first = not pushed.statuses
         pushed.statuses.update(reply.status)
@@ -785,11 +799,13 @@ class Client:
         link: Link,
         ticket: Ticket,
         into: Fetched,
+        is_average: bool,
         reply: AnyReply,
         frames: list[Frame],
     ) -> None:
         assert isinstance(reply, Params)
-        self._fill(link, ticket, into, reply, frames)
+        form = "float32" if is_average else self._back(link)
+        self._fill(link, ticket, into, reply, frames, form)
 
     def _fill(
         self,
@@ -798,11 +814,12 @@ class Client:
         into: Fetched,
         reply: Params | Ack,
         frames: list[Frame],
+        form: str,
     ) -> None:
         """Bring the parts of a reply into a worker's copy. Everything is looked at first."""
         began = self._clock()
         try:
-            self._fill_parts(link, ticket, into, reply, frames)
+            self._fill_parts(link, ticket, into, reply, frames, form)
         finally:
             self.traffic.fill_s += self._clock() - began
 
@@ -813,13 +830,13 @@ class Client:
         into: Fetched,
         reply: Params | Ack,
         frames: list[Frame],
+        form: str,
     ) -> None:
         parts = [self.layout.parts[index] for index in reply.part]
         if link.index in self._slabs and not reply.numel and not frames:
             self._read(link, ticket, into, parts, reply.bseq)
             self.traffic.received_bytes += 4 * sum(part.numel for part in parts)
             return
-        form = self._back(link)
         sizes = [memoryview(frame).nbytes for frame in frames]
         if sizes != [frame_bytes(form, part.numel) for part in parts]:
             raise RemoteProtocolError(f"parameters of parts {reply.part} in frames of other sizes")

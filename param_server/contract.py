@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from distbelief.param_server.average import Average
 from distbelief.param_server.buffers import BufferLayout
 from distbelief.param_server.errors import RemoteProtocolError
 from distbelief.param_server.layout import Layout
@@ -20,7 +21,7 @@ from distbelief.param_server.update import SGD, Rule, rule_as_dict, rule_from_di
 
 @dataclass(frozen=True)
 class Contract:
-    """Layout with its groups, buffers, update rule, schedule and the clipping done by shards."""
+    """Layout with its groups, buffers, update rule, schedule, average, clipping done by shards."""
 
     layout: Layout
     rule: Rule = field(default_factory=SGD)
@@ -28,12 +29,18 @@ class Contract:
     clip_part_norm: float = 0.0
     """A part's gradient is scaled down to this norm by its shard; 0 switches it off."""
     buffers: BufferLayout = field(default_factory=BufferLayout)
+    average: Average = field(default_factory=Average)
 
     def __post_init__(self) -> None:
         if self.schedule.kind in ("poly", "cosine") and self.schedule.total < 1:
             raise ValueError(f"a {self.schedule.kind} schedule needs its total, in samples")
         if not 0 <= self.clip_part_norm < float("inf"):
             raise ValueError(f"clip_part_norm must be at least 0, got {self.clip_part_norm}")
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the tensors that a part has beside its values."""
+        return (*self.rule.slots, *self.average.slots)
 
     @cached_property
     def digest(self) -> str:
@@ -49,6 +56,7 @@ class Contract:
                 "schedule": asdict(self.schedule),
                 "clip_part_norm": self.clip_part_norm,
                 "buffers": self.buffers.as_dict(),
+                "average": asdict(self.average),
             },
             sort_keys=True,
             separators=(",", ":"),
@@ -65,6 +73,7 @@ class Contract:
                 schedule=Schedule(**data["schedule"]),
                 clip_part_norm=float(data["clip_part_norm"]),
                 buffers=BufferLayout.from_dict(data["buffers"]),
+                average=Average(**data.get("average", {})),  # older snapshots have none
             )
         except (
             ValueError,
@@ -85,6 +94,7 @@ class Contract:
             (self.buffers, other.buffers),
             (self.rule, other.rule),
             (self.schedule, other.schedule),
+            (self.average, other.average),
         ):
             if mine != theirs:
                 return f"{mine} here, {theirs} there"

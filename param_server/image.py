@@ -22,6 +22,7 @@ class PartImage:
     tensors: Mapping[str, Tensor]
     owed: Mapping[str, Owed] = field(default_factory=dict)
     lost: int = 0
+    averaged: int = 0
 
 
 @dataclass(frozen=True)

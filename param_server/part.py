@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from distbelief.param_server.average import SLOT
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.layout import PartRange, Run
 
@@ -163,6 +164,8 @@ class Part:
         """Pushes applied."""
         self.samples = 0
         """Samples applied; the schedule's argument."""
+        self.averaged = 0
+        """Updates whose values are in the average: its own version."""
         self.table: dict[str, Applied] = {}
         self.durable: dict[str, Applied] = {}
         """The table as the newest snapshot on disk holds it."""
@@ -179,7 +182,7 @@ class Part:
         """The current tensors, cut into the runs; made again when one of them is another."""
         self._cells = {
             name: Cell(self._home_of(name).take(range).zero_())
-            for name in (VALUES, *contract.rule.slots)
+            for name in (VALUES, *contract.slots)
         }
         self._may_be_pinned = False
         """Some current tensor has been pinned since the last push."""
@@ -196,12 +199,14 @@ class Part:
         """Values and rule state by name."""
         return {name: cell.tensor for name, cell in self._cells.items()}
 
-    def load_(self, tensors: Mapping[str, Tensor], version: int = 0, samples: int = 0) -> None:
+    def load_(
+        self, tensors: Mapping[str, Tensor], version: int = 0, samples: int = 0, averaged: int = 0
+    ) -> None:
         """Copy values, and whatever state is given, in; the part is ready then."""
         self._row[0] |= 1
         for name, tensor in tensors.items():
             self._writable(name).copy_(tensor)
-        self.version, self.samples = version, samples
+        self.version, self.samples, self.averaged = version, samples, averaged
         self._row[2] = samples
         self._row[0] = 2 * version
         self.is_ready = True
@@ -281,6 +286,10 @@ class Part:
                 weight_decay=settings.weight_decay,
                 step=step,
             )
+        if contract.average.takes(step + 1, before + samples):
+            average = self._cells[SLOT].tensor
+            contract.average.take_(average, self.values, self.averaged)
+            self.averaged += 1
         self.version = step + 1
         self.samples = before + samples
         row[2] = before + samples

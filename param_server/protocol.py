@@ -178,11 +178,16 @@ class Fetch(Request):
     """False: answer without payload; the asker reads the values from the slab."""
     back: str = "float32"
     """Form of the values in the answer."""
+    average: bool = False
+    """Answer with the averages (average.py) instead; `version` in the answer is then the number of
+    updates that are in them, 0 where the values stand for an average that has not begun."""
 
     def __post_init__(self) -> None:
         Request.__post_init__(self)
         _check_columns(self.part)
         _check_form(self.back)
+        if self.average and not (self.values and self.back == "float32"):
+            raise ValueError("an average is answered as float32 values")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from distbelief.param_server import wire
+from distbelief.param_server.average import SLOT
 from distbelief.param_server.buffers import BufferMerge
 from distbelief.param_server.compress import decode_
 from distbelief.param_server.contract import Contract
@@ -255,7 +256,7 @@ class Shard:
         """Pin everything as it is now."""
         assert self.contract is not None
         assert self.is_ready, "nothing to save yet"
-        names = (VALUES, *self.contract.rule.slots)
+        names = (VALUES, *self.contract.slots)
         pins = {index: part.pin(names) for index, part in self.parts.items()}
         return ShardImage(
             run=self.config.run,
@@ -273,6 +274,7 @@ class Shard:
                         {name: pins[index][name] for name in names},
                         dict(part.owed),
                         part.lost,
+                        part.averaged,
                     )
                     for index, part in self.parts.items()
                 ]
@@ -567,11 +569,14 @@ class Shard:
 
     def _params(self, message: Fetch) -> Reply:
         parts = [self.parts[index] for index in message.part]
-        payload, pins = self._values(parts, message.back) if message.values else ((), ())
+        if message.average:
+            payload, pins = self._averages(parts)
+        else:
+            payload, pins = self._values(parts, message.back) if message.values else ((), ())
         params = Params(
             ep=self.config.epoch,
             part=message.part,
-            version=tuple([part.version for part in parts]),
+            version=tuple([p.averaged if message.average else p.version for p in parts]),
             samples=tuple([part.samples for part in parts]),
             bseq=tuple([row_of(part.table, message.w, message.inc).seq for part in parts]),
             numel=tuple([part.range.numel for part in parts]) if message.values else (),
@@ -605,6 +610,13 @@ class Shard:
             return tuple([as_frame(pin[VALUES]) for pin in pins]), pins
         loans = tuple([self._frames.write(form, part.values) for part in parts])
         return tuple([as_frame(loan.frame) for loan in loans]), loans
+
+    def _averages(self, parts: Sequence[Part]) -> tuple[tuple[Frame, ...], tuple[Held, ...]]:
+        """As _values, of the averages; of the values where there is no average yet."""
+        names = [SLOT if part.averaged else VALUES for part in parts]
+        pins = tuple([part.pin((name,)) for part, name in zip(parts, names, strict=True)])
+        frames = [as_frame(pin[name]) for pin, name in zip(pins, names, strict=True)]
+        return tuple(frames), pins
 
     def _merge(self, message: Merge, payload: Sequence[Frame]) -> Reply | Refusal:
         assert self.contract is not None
@@ -831,7 +843,7 @@ class Shard:
         self._adopt(image.contract)
         for saved in image.parts:
             part = self.parts[saved.index]
-            part.load_(saved.tensors, saved.version, saved.samples)
+            part.load_(saved.tensors, saved.version, saved.samples, saved.averaged)
             part.table = dict(saved.table)
             part.durable = dict(saved.table)
             part.owed, part.lost = dict(saved.owed), saved.lost

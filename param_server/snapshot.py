@@ -207,6 +207,7 @@ def _head(image: ShardImage) -> dict[str, Any]:  # Any: JSON
                 "tensors": sorted(part.tensors),
                 "owed": {w: list(owed) for w, owed in part.owed.items()},
                 "lost": part.lost,
+                "averaged": part.averaged,
             }
             for part in image.parts
         ],
@@ -257,6 +258,7 @@ def _image(body: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Shar
                 {name: tensors[f"part.{part['index']}.{name}"] for name in part["tensors"]},
                 {w: Owed(*owed) for w, owed in part["owed"].items()},
                 part["lost"],
+                part.get("averaged", 0),  # snapshots of an earlier version have no average
             )
             for part in body["parts"]
         ),

@@ -52,7 +52,7 @@ class Tensors:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def read(self, indices: Sequence[int]) -> Read:
+    def read(self, indices: Sequence[int], epoch: int = 0) -> Read:
         at = torch.as_tensor(indices)
         return Read(self.inputs[at], self.targets[at], len(at))
 

@@ -209,7 +209,7 @@ class _Reader(Dataset[Batch]):
         raise AssertionError("batches are asked for as a whole")
 
     def __getitems__(self, ask: Ask) -> Batch:
-        read = self._split.samples.read(ask.indices)
+        read = self._split.samples.read(ask.indices, ask.epoch)
         return Batch(
             epoch=ask.epoch,
             start=ask.start,

@@ -45,7 +45,7 @@ class Rows:
     def __len__(self) -> int:
         return self._length
 
-    def read(self, indices: Sequence[int]) -> Read:
+    def read(self, indices: Sequence[int], epoch: int = 0) -> Read:
         many = getattr(self._dataset, "__getitems__", None)
         rows = many(list(indices)) if many else [self._dataset[index] for index in indices]
         return _collate(rows)
@@ -68,7 +68,7 @@ class Stream:
     def __len__(self) -> int:
         return self._length
 
-    def read(self, indices: Sequence[int]) -> Read:
+    def read(self, indices: Sequence[int], epoch: int = 0) -> Read:
         return _collate([self._row(index) for index in indices])
 
     def close(self) -> None:

@@ -2,12 +2,14 @@
 
 Always RGB: grey, palette, CMYK and transparent images are converted (transparency is dropped, as
 torchvision drops it), 16-bit ones scaled to 8. Orientation tags of cameras are not followed, as
-torchvision does not. The shorter side is resized to S, bilinearly, and the middle S x S is kept.
+torchvision does not. The shorter side is resized to S, bilinearly, and the middle S x S is kept,
+unless another view of the image is drawn (view.py).
 """
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +17,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from distbelief.workers.crops import largest, take
 from distbelief.workers.split import Read
+from distbelief.workers.view import draw, show
 
 EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "ppm", "gif", "tif", "tiff"})
 """Names of image files end so; what a file is, its content says."""
@@ -61,21 +65,38 @@ class Files(Protocol):
 class Pictures:
     """Image files and their classes as samples: uint8 [B, 3, size, size] and int64 [B]."""
 
-    def __init__(self, files: Files, targets: Sequence[int] | np.ndarray, size: int) -> None:
+    def __init__(
+        self,
+        files: Files,
+        targets: Sequence[int] | np.ndarray,
+        size: int,
+        views: str = "middle",
+        seed: int = 0,
+    ) -> None:
+        """views: the recipe by which a view of each image is drawn (view.py), anew in each epoch;
+        the same for the same seed, whichever process reads it."""
         self._files = files
         self._targets = np.asarray(targets, np.int64)
         self._size = size
+        self._views = views
+        self._seed = seed
+
+    def drawn(self, views: str, seed: int) -> "Pictures":
+        """The same images, of which views are drawn; what is open is open for both."""
+        return Pictures(self._files, self._targets, self._size, views, seed)
 
     def __len__(self) -> int:
         return len(self._targets)
 
-    def read(self, indices: Sequence[int]) -> Read:
+    def read(self, indices: Sequence[int], epoch: int = 0) -> Read:
         pixels: list[Tensor] = []
         targets: list[int] = []
         bad: list[tuple[str, str]] = []
         for index in indices:
             try:
-                pixels.append(decode(self._files.load(index), self._size, self._files.name(index)))
+                data, name = self._files.load(index), self._files.name(index)
+                random = np.random.default_rng((self._seed, epoch, index))
+                pixels.append(decode(data, self._size, name, self._views, random))
             except BadSample as error:
                 bad.append((error.name, error.why))
             else:
@@ -88,29 +109,54 @@ class Pictures:
         self._files.close()
 
 
-def decode(data: bytes, size: int, name: str) -> Tensor:
-    """An image as uint8 [3, size, size]. name: of the file, for the error.
+def decode(
+    data: bytes,
+    size: int,
+    name: str,
+    views: str = "middle",
+    random: np.random.Generator | None = None,
+) -> Tensor:
+    """A view of an image as uint8 [3, size, size]. name: of the file, for the error.
+
+    views: the recipe by which the view is drawn, from `random`. Raises: BadSample.
+    """
+    try:
+        with _opened(data) as image:
+            width, height = image.size
+            view = draw(views, width, height, size, random or np.random.default_rng())
+            # JPEG can be decoded at a half, a quarter or an eighth, no smaller than asked for:
+            # three times as fast for a photograph of 500 x 400.
+            left, top, right, bottom = view.box
+            share = size / min(right - left, bottom - top)
+            image.draft("RGB", (round(width * share), round(height * share)))
+            rgb = _as_rgb(image)
+            shown = show(rgb, view, size, (rgb.width / width, rgb.height / height))
+        return torch.from_numpy(np.array(shown)).permute(2, 0, 1)
+    except Exception as error:  # Pillow raises whatever it meets in the bytes
+        raise BadSample(name, _why(error)) from error
+
+
+def decode_crops(data: bytes, size: int, name: str, number: int) -> Tensor:
+    """The crops of an image for a test, uint8 [number, 3, size, size]; see crops.py.
 
     Raises: BadSample.
     """
     try:
-        with warnings.catch_warnings():
-            _refuse_bombs()
-            image: Image.Image
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                _see_size(image)
-                # JPEG can be decoded at a half, a quarter or an eighth, no smaller than asked
-                # for: three times as fast for a photograph of 500 x 400.
-                image.draft("RGB", (size, size))
-                image = _as_rgb(image)
-                side = min(image.size)
-                left, top = ((length - side) / 2 for length in image.size)
-                if image.size != (size, size):
-                    box = (left, top, left + side, top + side)
-                    image = image.resize((size, size), Image.Resampling.BILINEAR, box)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except Exception as error:  # Pillow raises whatever it meets in the bytes
+        with _opened(data) as image:
+            side = largest(number, size)
+            image.draft("RGB", (side, side))
+            return take(_as_rgb(image), number, size)
+    except Exception as error:
         raise BadSample(name, _why(error)) from error
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        _refuse_bombs()
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _see_size(image)
+            yield image
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -127,12 +173,8 @@ def size_of(files: Files) -> int:
     first: BadSample | None = None
     for index in range(min(len(files), SIZE_FROM)):
         try:
-            data = files.load(index)
-            with warnings.catch_warnings():
-                _refuse_bombs()
-                with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                    _see_size(image)
-                    return min(*image.size, LARGEST_SIZE)
+            with _opened(files.load(index)) as image:
+                return min(*image.size, LARGEST_SIZE)
         except BadSample as error:
             first = first or error
         except Exception as error:  # noqa: BLE001 - as in `decode`

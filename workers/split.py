@@ -31,8 +31,8 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, indices: Sequence[int]) -> Read:
-        """The samples at `indices`, in that order.
+    def read(self, indices: Sequence[int], epoch: int = 0) -> Read:
+        """The samples at `indices`, in that order. epoch: for what is drawn anew in each.
 
         Raises: what a user's own code raises; samples that are damaged are in `Read.bad`.
         """

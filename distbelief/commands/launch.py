@@ -20,6 +20,7 @@ from distbelief.commands.watching import watch_options
 from distbelief.problem import Problem
 from distbelief.result import Result
 from distbelief.settings import FLAGS, Settings, gather
+from distbelief.settings import recipe as recipe_file
 
 if TYPE_CHECKING:
     from distbelief.job import Job
@@ -78,6 +79,7 @@ class LaunchCommand(JsonCommand):
 @click.option("--seed", type=int, metavar="N", help="Of the first parameters and the data's order.")
 @click.option("--run-dir", metavar="DIR", help="Where run folders are made; ./runs by default.")
 @watch_options
+@click.option("--recipe", metavar="NAME", help="paper, caffe-quick, caffe-step, adagrad or small.")
 @click.option(
     "--config",
     "configs",
@@ -95,6 +97,7 @@ def launch_command(
     ctx: click.Context,
     /,
     target: str | None,
+    recipe: str | None,
     configs: tuple[Path, ...],
     sets: tuple[str, ...],
     dry_run: bool,
@@ -111,6 +114,7 @@ def launch_command(
     Examples:
       distbelief launch --model my_net:Net --workers 4
       distbelief launch job.toml --set train.momentum=0.7 --json
+      distbelief launch --recipe small --data 'wds:cifar10/{split}-*.tar'
       distbelief launch train.py --workers 4 -- --epochs 3
     """
     given = {FLAGS[name]: value for name, value in flags.items() if value is not None}
@@ -120,7 +124,8 @@ def launch_command(
         from distbelief.job import compose
 
         files, script = _read_target(target, after)
-        settings = gather((*configs, *files), {**given, **script}, sets, os.environ)
+        named = () if recipe is None else (recipe_file(recipe),)
+        settings = gather((*named, *configs, *files), {**given, **script}, sets, os.environ)
         return compose(settings), settings
 
     def start(live: "LiveLine", stop: "Stop") -> Result:
@@ -184,11 +189,12 @@ def _show_plan(job: "Job", *, as_json: bool) -> None:
         else:
             click.echo(f"{job.script.path}, in {crew}\nthe script says the rest")
         return
-    from distbelief.factory import make_contract, make_model, open_data, try_model
+    from distbelief.factory import make_contract, make_model, open_data, try_model, with_views
     from distbelief.param_server.partition import Partition
 
     split, test = open_data(job, "train"), open_data(job, "test")
     assert split is not None  # every source has this one
+    split = with_views(job, split)
     model = make_model(job, split)
     contract = make_contract(job, model, len(split))
     try_model(job, model, split)

@@ -37,6 +37,8 @@ def summary(result: Mapping[str, Any]) -> str:  # Any: JSON
         lines.append("  " + accounting(result["accounting"]))
     if result["eval"] is not None:
         lines.append("  " + accuracy(result["eval"]))
+    if result.get("eval_last") is not None:
+        lines.append(f"  the last values, not averaged: {accuracy(result['eval_last'])}")
     lines.append(f"  {result['run_dir']}/result.json")
     if result.get("resume"):
         samples = f" from {result['saved']['samples']:,.0f} samples" if result.get("saved") else ""

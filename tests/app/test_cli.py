@@ -188,7 +188,7 @@ def run(tmp_path):
     assert split is not None
     model = make_model(job, split)
     assert isinstance(model, nn.Module)
-    save_model(model, tmp_path)
+    save_model(model, tmp_path / "model.safetensors")
     return tmp_path
 
 

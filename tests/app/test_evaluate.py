@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from distbelief.evaluate import MODEL, evaluate, evaluate_run, save_model
+from distbelief.evaluate import evaluate, evaluate_run, save_model
 from distbelief.factory import make_model, open_data
 from distbelief.folder import Launcher, RunFolder
 from distbelief.job import Job, load_job
@@ -121,7 +121,7 @@ def run(tmp_path, monkeypatch):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) / 10)
         dict(model.named_buffers())["norm.running_mean"].add_(0.1)
-    save_model(model, folder)
+    save_model(model, folder / "model.safetensors")
     yield folder
     sys.modules.pop("tied_net", None)
 
@@ -137,7 +137,7 @@ def data_of(job: Job) -> Split:
 
 
 def test_tied_weights_are_saved_once(run):
-    names = load_file(run / MODEL).keys()
+    names = load_file(run / "model.safetensors").keys()
     assert "first.weight" in names
     assert "second.weight" not in names
     assert "norm.running_mean" in names
@@ -147,7 +147,7 @@ def test_a_saved_run_evaluates_as_the_model_did(run):
     job = job_in(run)
     images = data_of(job)
     model = make_model(job, images)
-    model.load_state_dict(load_file(run / MODEL), strict=False)
+    model.load_state_dict(load_file(run / "model.safetensors"), strict=False)
     assert model.get_parameter("second.weight") is model.get_parameter("first.weight")
     assert evaluate_run(run, "test") == evaluate(model, images)
     assert evaluate_run(run, "train").split == "train"
@@ -172,14 +172,14 @@ def test_a_damaged_job_file_is_a_problem(run):
 
 
 def test_a_run_without_a_model_is_a_problem(run):
-    (run / MODEL).unlink()
+    (run / "model.safetensors").unlink()
     with pytest.raises(Problem, match="the run has not ended") as caught:
         evaluate_run(run, "test")
     assert caught.value.code == "DB-RUN-006"
 
 
 def test_a_damaged_model_file_is_a_problem(run):
-    (run / MODEL).write_bytes(b"\1\2\3" * 50)
+    (run / "model.safetensors").write_bytes(b"\1\2\3" * 50)
     with pytest.raises(Problem, match="does not fit the run's model"):
         evaluate_run(run, "test")
 
@@ -194,9 +194,9 @@ def test_a_damaged_model_file_is_a_problem(run):
     ids=["missing", "unexpected", "other shape"],
 )
 def test_a_model_that_does_not_fit_its_file_is_a_problem(run, change, text):
-    tensors = load_file(run / MODEL)
+    tensors = load_file(run / "model.safetensors")
     change(tensors)
-    save_file(tensors, run / MODEL)
+    save_file(tensors, run / "model.safetensors")
     with pytest.raises(Problem, match=text):
         evaluate_run(run, "test")
 
@@ -283,7 +283,7 @@ class Holed:
     def __len__(self) -> int:
         return 9
 
-    def read(self, indices) -> Read:
+    def read(self, indices, epoch=0) -> Read:
         good = [index for index in indices if index % 3]
         bad = tuple((f"row{index}", "torn") for index in indices if index % 3 == 0)
         if not good:
@@ -306,7 +306,7 @@ def test_samples_that_cannot_be_read_are_left_out(num_loaders, caplog):
 
 def test_nothing_to_read_is_a_problem():
     class Torn(Holed):
-        def read(self, indices) -> Read:
+        def read(self, indices, epoch=0) -> Read:
             return Read(None, None, 0, tuple((str(index), "torn") for index in indices))
 
     with pytest.raises(Problem, match="no sample of the test split can be read") as caught:

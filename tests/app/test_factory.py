@@ -305,7 +305,7 @@ class Holed:
     def __len__(self) -> int:
         return self.num
 
-    def read(self, indices) -> Read:
+    def read(self, indices, epoch=0) -> Read:
         self.num_read += len(indices)
         good = [index for index in indices if index >= self.num_bad]
         bad = tuple((f"file{index}", "torn") for index in indices if index < self.num_bad)
@@ -334,7 +334,7 @@ def test_a_trial_without_a_single_sample_is_a_problem():
 
 def test_data_that_raises_in_the_trial_is_a_problem():
     class Torn(Holed):
-        def read(self, indices) -> Read:
+        def read(self, indices, epoch=0) -> Read:
             raise UserError("the stream ended")
 
     with pytest.raises(Problem, match="a first batch raised UserError: the stream") as caught:

@@ -1,10 +1,12 @@
 """What it costs to be watched: GoogLeNet by 4 workers with the monitor and without, in turns; and
-one run in which the monitor is killed, or stands still, for every other stretch of some seconds.
+one run in which the monitor stands still for every other stretch of some seconds, and one in which
+it is killed at the beginning of every other, longer one.
 
-    python tests/bench/watching.py [--seconds 60] [--turns 5] [--stretch 6] [--json]
+    python tests/bench/watching.py [--turns 4] [--seconds 40] [--pauses 30] [--kills 5] [--json]
 
-A viewer reads the stream all the time. Each ratio is of neighbours in time; told are the medians,
-and how many there were. 1.0 is no difference.
+A viewer reads the stream of the first runs all the time. A rate is that of the controller's own
+count, after the start. Each ratio is of neighbours in time: of a stretch to the mean of the ones
+before and after it, of a run to the one beside it. Told are the medians. 1.0 is no difference.
 """
 
 import argparse
@@ -24,7 +26,8 @@ from pathlib import Path
 
 JOB = (
     *("--engine", "local", "--workers", "4", "--shards", "2"),
-    *("--model", "googlenet", "--data", "digits", "--batch-size", "16"),
+    # Small batches: a rate is a count of them, and stretches are short.
+    *("--model", "googlenet", "--data", "digits", "--batch-size", "4"),
     # Slow enough to learn nothing and never to diverge: what it costs is asked.
     *("--set", "data.image_size=64", "--set", "train.lr=1e-5", "--set", "train.momentum=0.0"),
 )
@@ -82,22 +85,58 @@ class Viewer(threading.Thread):
         self._has_ended.set()
 
 
+def rate(folder: Path, seconds: float) -> float:
+    """Samples a second from now on, by the controller's own count and clock."""
+    status = folder / "status.json"
+    before = json.loads(status.read_text())
+    time.sleep(seconds)
+    after = json.loads(status.read_text())
+    return float((after["samples"] - before["samples"]) / (after["at"] - before["at"]))
+
+
+def warm(run: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Wait until it trains."""
+    status = folder / "status.json"
+    while run.poll() is None and not (
+        status.exists() and json.loads(status.read_text())["samples"]
+    ):
+        time.sleep(0.2)
+    time.sleep(WARM_S)
+
+
 def samples_per_s(is_on: bool, seconds: int, parent: Path) -> float:
     """Of one run."""
     parent.mkdir(parents=True)
-    run = start(parent, "--until", f"{seconds}s", "--dashboard" if is_on else "--no-dashboard")
+    run = start(parent, "--until", "1h", "--dashboard" if is_on else "--no-dashboard")
     viewer = None
-    if is_on:
-        told = json.loads((folder_of(parent, "monitor.json") / "monitor.json").read_text())
-        viewer = Viewer(told["url"])
-        viewer.start()
-    result = result_of(run)
-    if viewer is not None:
-        viewer.end()
-        assert viewer.num_bytes, "nobody has seen anything"
-    rate = float(str(result["samples_per_s"]))
-    sys.stderr.write(f"{'on' if is_on else 'off'}: {rate} samples/s\n")
-    return rate
+    try:
+        folder = folder_of(parent, "status.json")
+        warm(run, folder)
+        if is_on:
+            viewer = Viewer(json.loads((folder / "monitor.json").read_text())["url"])
+            viewer.start()
+        found = rate(folder, seconds)
+    finally:
+        run.send_signal(signal.SIGINT)
+        if viewer is not None:
+            viewer.end()
+        run.communicate()
+    assert viewer is None or viewer.num_bytes, "nobody has seen anything"
+    sys.stderr.write(f"{'on' if is_on else 'off'}: {found:.1f} samples/s\n")
+    return found
+
+
+def monitor_of(folder: Path) -> int:
+    """Its pid, once it is back and has been there for a moment."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            pid = int(json.loads((folder / "monitor.json").read_text())["pid"])
+            os.kill(pid, 0)
+            time.sleep(1.0)
+            return pid
+        time.sleep(0.2)
+    raise SystemExit(f"the monitor is not back within {START_TIMEOUT_S:.0f} s")
 
 
 def kill(pid: int) -> Callable[[], None]:
@@ -118,40 +157,35 @@ def pause(pid: int) -> Callable[[], None]:
 def stretches(
     do: Callable[[int], Callable[[], None]], stretch_s: float, number: int, parent: Path
 ) -> tuple[list[float], dict[str, object]]:
-    """Ratios of a stretch in which something is done to the monitor to the one before it."""
+    """Ratios of a stretch in which something is done to the monitor to its neighbours' mean."""
     parent.mkdir(parents=True)
     run = start(parent, "--until", "2h")
     folder = folder_of(parent, "monitor.json")
-    status = folder / "status.json"
-    while not (status.exists() and json.loads(status.read_text())["samples"]):
-        time.sleep(0.2)
-    time.sleep(WARM_S)
-
-    def stretch() -> float:
-        """Samples a second, by the controller's own count and clock."""
-        before = json.loads(status.read_text())
-        time.sleep(stretch_s)
-        after = json.loads(status.read_text())
-        return float((after["samples"] - before["samples"]) / (after["at"] - before["at"]))
-
+    warm(run, folder)
     ratios: list[float] = []
-    for _ in range(number):
-        quiet = stretch()
-        undo = do(json.loads((folder / "monitor.json").read_text())["pid"])
-        ratios.append(stretch() / quiet)
-        undo()
-        time.sleep(2.0)  # it comes back
-    run.send_signal(signal.SIGINT)
+    try:
+        quiet = rate(folder, stretch_s)
+        for _ in range(number):
+            undo = do(monitor_of(folder))
+            changed = rate(folder, stretch_s)
+            undo()
+            monitor_of(folder)
+            before, quiet = quiet, rate(folder, stretch_s)
+            ratios.append(2 * changed / (before + quiet))
+    finally:
+        run.send_signal(signal.SIGINT)
     return ratios, result_of(run)
 
 
 def main() -> None:
     """Entry of the script."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=int, default=60)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--stretch", type=float, default=6.0)
-    parser.add_argument("--number", type=int, default=15)
+    parser.add_argument("--seconds", type=int, default=40)
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--pauses", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--pause", type=float, default=5.0)
+    parser.add_argument("--kill", type=float, default=30.0)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     parent = Path("runs") / f"watching-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -161,9 +195,13 @@ def main() -> None:
         rates = {on: samples_per_s(on, args.seconds, parent / f"{turn}-{on}") for on in order}
         ratios["on"].append(rates[True] / rates[False])
     lost: dict[str, object] = {}
-    for name, do in (("killed", kill), ("paused", pause)):
-        if args.number:
-            found, result = stretches(do, args.stretch, args.number, parent / name)
+    for name, do, number, seconds in (
+        ("paused", pause, args.pauses, args.pause),
+        ("killed", kill, args.kills, args.kill),
+    ):
+        if number:
+            found, result = stretches(do, seconds, number, parent / name)
+            sys.stderr.write(f"{name}: {statistics.median(found):.3f}\n")
             ratios[name] = found
             lost[name] = {"accounting": result["accounting"], "refused": result["refused"]}
     told = {

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from distbelief.evaluate import evaluate_run
 from distbelief.launcher import Stop, launch
+from distbelief.param_server.average import Average
+from distbelief.param_server.schedule import Schedule
 from tests.helpers.runs import KillOnce, Watch, num_trained, tiny_job
 
 logger = logging.getLogger(__name__)
@@ -213,3 +216,24 @@ def test_warm_start_trains_alone_first(user_folder):
     result = launch(tiny_job(user_folder / "runs", **changes), live=Watch())
     assert (result.exit, result.samples) == ("done", 2 * 1437)
     assert result.staleness["p50"] == 0  # half of all pushes had nobody else to miss
+
+
+def test_a_run_that_averages_comes_to_the_average_and_keeps_the_last_values(user_folder):
+    train = replace(
+        tiny_job(user_folder / "runs").train,
+        average=Average(kind="mean", tail=0.5),
+        schedule=Schedule(),
+    )
+    job = replace(tiny_job(user_folder / "runs"), train=train)
+    result = launch(job, live=Watch())
+    assert (result.exit, result.error) == ("done", None)
+    # Parts count samples pushed; those in the second half of the run enter.
+    assert result.averaged == pytest.approx(result.updates / 2, abs=2)
+    assert result.eval is not None
+    assert result.eval_last is not None
+    assert result.eval != result.eval_last
+    run = user_folder / "runs" / result.run
+    assert evaluate_run(run, "test") == result.eval
+    assert evaluate_run(run, "test", last=True) == result.eval_last
+    assert result.eval.top1 is not None
+    assert result.eval.top1 > 0.8

@@ -156,8 +156,9 @@ class Peer:
     def cut(self, grad: Tensor) -> dict[int, Tensor]:
         return {i: grad[p.range.start : p.range.stop] for i, p in self.shard.parts.items()}
 
-    def fetch(self, *parts: int) -> tuple[Params, list[Tensor]]:
-        reply = self.send(Fetch(**self.who, part=parts or tuple(self.shard.parts)))
+    def fetch(self, *parts: int, average: bool = False) -> tuple[Params, list[Tensor]]:
+        asked = parts or tuple(self.shard.parts)
+        reply = self.send(Fetch(**self.who, part=asked, average=average))
         assert isinstance(reply.message, Params), reply.message
         tensors = [
             tensor.clone() for frame in reply.payload if (tensor := as_tensor(frame)) is not None

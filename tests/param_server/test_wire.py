@@ -67,6 +67,8 @@ def messages(draw, classes=tuple(EVERY)):
     length = draw(st.integers(1, 5))
     hints = typing.get_type_hints(cls)
     made = {f.name: draw(value_of(cls, f.name, hints[f.name], length)) for f in fields(cls)}
+    if made.get("average"):
+        made |= {"values": True, "back": "float32"}
     if cls is Push:
         made["place"] = 0
         if draw(st.booleans()):  # in shared memory

@@ -295,7 +295,7 @@ class Holed:
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def read(self, indices) -> Read:
+    def read(self, indices, epoch=0) -> Read:
         good = [index for index in indices if index not in self.bad]
         bad = tuple((f"file{index}", "torn") for index in indices if index in self.bad)
         if not good:
