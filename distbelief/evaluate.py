@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from distbelief.ensemble import Ensemble
 from distbelief.factory import make_model, num_loaders, open_data
 from distbelief.folder import RunFolder
 from distbelief.job import Job
 from distbelief.problem import Problem
 from distbelief.result import Accuracy
 from distbelief.workers.feed import move, read_all
+from distbelief.workers.pixels import Pictures
 from distbelief.workers.split import Split
 from distbelief.workers.worker import loss_of
 
@@ -26,11 +28,17 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(
-    model: nn.Module, split: Split, *, batch_size: int = 100, num_loaders: int = 0
+    model: nn.Module,
+    split: Split,
+    *,
+    batch_size: int = 100,
+    num_loaders: int = 0,
+    seen: Callable[[int, int], None] | None = None,
 ) -> Accuracy:
     """Mean loss, and for a classification top-1 and top-5 accuracy, of a model on its device.
 
-    Samples that cannot be read are left out. num_loaders: processes that decode.
+    Samples that cannot be read are left out. num_loaders: processes that decode. seen: told of the
+    samples so far, and of how many there are.
     Raises: Problem if the model gives neither scores nor a loss, or nothing can be read.
     """
     was_training = model.training
@@ -45,6 +53,8 @@ def evaluate(
                 if batch.num_good:
                     inputs, targets = move(batch.inputs, device), move(batch.targets, device)
                     tally.add(model, model(inputs), targets, batch.num_good)
+                if seen is not None:
+                    seen(batch.stop, len(split))
     finally:
         model.train(was_training)
     if not tally.num_samples:
@@ -129,6 +139,62 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         ) from error
 
 
+def evaluate_runs(
+    runs: Sequence[Path],
+    name: str,
+    source: str | None = None,
+    *,
+    last: bool = False,
+    crops: int = 0,
+    loaders: int | None = None,
+    seen: Callable[[int, int], None] | None = None,
+) -> Accuracy:
+    """Evaluate the mean of several runs' models, over crops of each image, on the first one's data.
+
+    crops: 1, 10 or 144 (crops.py); 0 takes the image as in training. loaders: processes that
+    decode. seen: told of the samples so far, and of how many there are. The rest as evaluate_run.
+    Raises: Problem.
+    """
+    models: list[nn.Module] = []
+    first: tuple[Job, Split] | None = None
+    for run in runs:
+        folder, job, model_file = _read_run(run, source, last=last)
+        with _where_it_began(folder, source):
+            split = _open(job, name)
+            if first is None:
+                first = (job, split)
+            model = make_model(job, split)
+            _load(model, model_file)
+            models.append(model)
+        mine, theirs = first[1], split
+        if (mine.num_classes, mine.input_shape) != (theirs.num_classes, theirs.input_shape):
+            raise Problem(
+                "DB-USE-013",
+                f"{run} has {theirs.num_classes} classes of {theirs.input_shape}, {runs[0]} has "
+                f"{mine.num_classes} of {mine.input_shape}: no mean can be taken of them",
+                fix="name runs of the same classes and image size",
+            )
+    assert first is not None
+    job, split = first
+    if crops:
+        if not isinstance(split.samples, Pictures):
+            raise Problem(
+                "DB-DATA-007",
+                f"crops are of image files, and {job.data.source} is in memory as it is",
+                fix="leave --crops out",
+            )
+        split = replace(split, samples=split.samples.crops(crops))
+    alone = replace(job, workers=1)
+    with _where_it_began(_read_run(runs[0], source, last=last)[0], source):
+        return evaluate(
+            Ensemble(models),
+            split,
+            batch_size=max(1, 100 // max(1, crops)),
+            num_loaders=num_loaders(alone, split) if loaders is None else loaders,
+            seen=seen,
+        )
+
+
 def evaluate_run(
     run: Path, name: str, source: str | None = None, *, last: bool = False
 ) -> Accuracy:
@@ -138,6 +204,27 @@ def evaluate_run(
     run's. The user's modules are found from where the run was launched; that folder is the current
     one meanwhile. Raises: Problem.
     """
+    folder, job, model_file = _read_run(run, source, last=last)
+    with _where_it_began(folder, source):
+        split = _open(job, name)
+        model = make_model(job, split)
+        _load(model, model_file)
+        return evaluate(model, split, num_loaders=num_loaders(replace(job, workers=1), split))
+
+
+def _open(job: Job, name: str) -> Split:
+    split = open_data(job, name)
+    if split is None:
+        raise Problem(
+            "DB-DATA-005",
+            f"{job.data.source} has no {name} split",
+            fix="evaluate on the other one with --split train, or name data with --data",
+        )
+    return split
+
+
+def _read_run(run: Path, source: str | None, *, last: bool) -> tuple[RunFolder, Job, Path]:
+    """A run's folder, its job with other data if that is wanted, and the file of its model."""
     folder = RunFolder(run.resolve())
     try:
         job = Job.from_toml(folder.config.read_text(encoding="utf-8"))
@@ -165,17 +252,7 @@ def evaluate_run(
             f"{run} has no {model_file.name}: the run has not ended, or it ended without saving",
             fix=f"if there is one, {run / 'result.json'} says how it ended",
         )
-    with _where_it_began(folder, source):
-        split = open_data(job, name)
-        if split is None:
-            raise Problem(
-                "DB-DATA-005",
-                f"{job.data.source} has no {name} split",
-                fix="evaluate on the other one with --split train, or name data with --data",
-            )
-        model = make_model(job, split)
-        _load(model, model_file)
-        return evaluate(model, split, num_loaders=num_loaders(replace(job, workers=1), split))
+    return folder, job, model_file
 
 
 @contextmanager

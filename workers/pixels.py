@@ -81,6 +81,10 @@ class Pictures:
         self._views = views
         self._seed = seed
 
+    def crops(self, number: int) -> "CroppedPictures":
+        """The same images, each as the crops of a test (crops.py)."""
+        return CroppedPictures(self._files, self._targets, self._size, number)
+
     def drawn(self, views: str, seed: int) -> "Pictures":
         """The same images, of which views are drawn; what is open is open for both."""
         return Pictures(self._files, self._targets, self._size, views, seed)
@@ -95,8 +99,7 @@ class Pictures:
         for index in indices:
             try:
                 data, name = self._files.load(index), self._files.name(index)
-                random = np.random.default_rng((self._seed, epoch, index))
-                pixels.append(decode(data, self._size, name, self._views, random))
+                pixels.append(self._decode(data, name, index, epoch))
             except BadSample as error:
                 bad.append((error.name, error.why))
             else:
@@ -107,6 +110,23 @@ class Pictures:
 
     def close(self) -> None:
         self._files.close()
+
+    def _decode(self, data: bytes, name: str, index: int, epoch: int) -> Tensor:
+        random = np.random.default_rng((self._seed, epoch, index))
+        return decode(data, self._size, name, self._views, random)
+
+
+class CroppedPictures(Pictures):
+    """Image files for a test: uint8 [B, crops, 3, size, size] and int64 [B]."""
+
+    def __init__(
+        self, files: Files, targets: Sequence[int] | np.ndarray, size: int, number: int
+    ) -> None:
+        super().__init__(files, targets, size)
+        self._number = number
+
+    def _decode(self, data: bytes, name: str, index: int, epoch: int) -> Tensor:
+        return decode_crops(data, self._size, name, self._number)
 
 
 def decode(

@@ -78,6 +78,7 @@ def _valid(cls, rng: random.Random) -> bytes:
     )
     fields |= {"seq": 1 + fields["seq"]} if "seq" in fields else {}
     fields |= {"place": 0} if "place" in fields else {}
+    fields |= {"values": True, "back": "float32"} if fields.get("average") else {}
     return encode(cls(**fields))
 
 
