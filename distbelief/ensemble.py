@@ -24,14 +24,15 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble of no models")
         self.members = nn.ModuleList(models)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: images [B, C, H, W], or crops of them [B, crops, C, H, W]. Returns: [B, classes], of
-        which the softmax is the mean.
+    def each(self, x: Tensor) -> Tensor:
+        """What each model says of each image, the mean over its crops.
 
+        x: images [B, C, H, W], or crops of them [B, crops, C, H, W]. Returns: probabilities,
+        float64 [models, B, classes].
         Raises: Problem if a model gives no scores [images, classes].
         """
         images = x.flatten(0, 1) if x.ndim == 5 else x
-        total: Tensor | None = None
+        means: list[Tensor] = []
         for model in self.members:
             parts = []
             for some in [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]:
@@ -43,7 +44,9 @@ class Ensemble(nn.Module):
                         fix="evaluate it alone, without --crops and --with",
                     )
                 parts.append(scores.double().softmax(1))
-            mean = torch.cat(parts).view(len(x), -1, parts[0].shape[1]).mean(1)
-            total = mean if total is None else total + mean
-        assert total is not None
-        return (total / len(self.members)).log().float()
+            means.append(torch.cat(parts).view(len(x), -1, parts[0].shape[1]).mean(1))
+        return torch.stack(means)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: as `each`. Returns: [B, classes], of which the softmax is the mean over the models."""
+        return self.each(x).mean(0).log().float()

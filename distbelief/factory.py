@@ -41,19 +41,19 @@ TRIALS = 10
 """The trial takes a batch that can be read from so many first ones."""
 
 
-def make_model(job: Job, split: Split) -> nn.Module:
+def make_model(job: Job, split: Split | None) -> nn.Module:
     """Build the job's model for its data; the same for the same seed, on every machine.
 
     The factory is offered num_classes, in_channels, image_size and width, as far as the data
-    tells them.
+    tells them. split: None where model.args say all that.
 
     Raises: Problem if the factory cannot be found, raises, or returns something else.
     """
     path, args = KNOWN.get(job.model.factory, (job.model.factory, {}))
     factory = _find(path)
-    shape = split.input_shape
+    shape = None if split is None else split.input_shape
     told = {
-        "num_classes": split.num_classes,
+        "num_classes": None if split is None else split.num_classes,
         "in_channels": None if shape is None else shape[0],
         "image_size": shape[-1] if shape is not None and shape[-1] == shape[-2] else None,
     }

@@ -295,6 +295,15 @@ class SaveConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig:
+    """The evaluator: a process of its own that evaluates while workers train."""
+
+    every_s: float = 0.0
+    """Seconds from one evaluation to the next, on the test split; 0 evaluates at the end only. It
+    takes a core for as long as it lasts, after those who train. Not for scripts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorConfig:
     """The monitor: a process of its own that watches the run and serves its dashboard."""
 
@@ -382,6 +391,7 @@ class Job:
     train: TrainConfig = field(default_factory=TrainConfig)
     net: NetConfig = field(default_factory=NetConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
 
@@ -405,6 +415,7 @@ class Job:
             ("data.loaders", self.data.loaders or 0, 0),
             ("data.max_bad", self.data.max_bad, 0),
             ("save.every_s", self.save.every_s, 0),
+            ("evaluate.every_s", self.evaluate.every_s, 0),
             ("save.keep", self.save.keep, 2),
             ("save.backup_mb", self.save.backup_mb, 1),
         ):

@@ -27,6 +27,8 @@ LAUNCHER = "launcher"
 """The launcher's own name where it asks the shards for what they have."""
 MONITOR = "monitor"
 """It takes reports of workers and shards, and speaks to nobody."""
+EVALUATOR = "evaluator"
+"""It fetches as workers do."""
 
 
 class Keyring:
@@ -138,7 +140,7 @@ def keyring_of(job: "Job") -> Keyring | None:
     lacking = missing()
     if lacking:
         raise Problem("DB-ENV-004", lacking, fix="pip install -U pyzmq, or use net.host 127.0.0.1")
-    workers = [f"w{index}" for index in range(job.workers)]
+    workers = [EVALUATOR, *(f"w{index}" for index in range(job.workers))]
     shards = [f"shard{index}" for index in range(job.shards)]
     folder = Path(job.net.keys).expanduser() if job.net.keys else None
     return Keyring(workers, shards, folder)

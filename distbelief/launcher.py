@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from distbelief import __version__
 from distbelief.controller.machine import LEASE_BATCHES
 from distbelief.environment import check_environment
-from distbelief.evaluate import evaluate, save_model, save_tensors
+from distbelief.evaluate import evaluate
+from distbelief.evaluator import Evaluation, write_evaluation
 from distbelief.factory import (
     make_contract,
     make_model,
@@ -36,6 +37,7 @@ from distbelief.folder import Launcher, RunFolder
 from distbelief.job import Job, Until
 from distbelief.launcher_log import launcher_log
 from distbelief.live import LiveLine
+from distbelief.model_file import save_model, save_tensors
 from distbelief.param_server.contract import Contract
 from distbelief.param_server.errors import DistBeliefError, SnapshotCorrupt
 from distbelief.param_server.layout import trainable
@@ -377,11 +379,33 @@ def _keep(job: Job, plan: _Plan, folder: RunFolder, trained: Trained, result: Re
         if plan.test is None:
             continue
         loaders = num_loaders(replace(job, workers=1), plan.test)
+        began = time.monotonic()
         accuracy = evaluate(plan.model, plan.test, num_loaders=loaders)
         if path == folder.model:
             result.eval = accuracy
+            if job.evaluate.every_s:
+                _write_last(folder, result, time.monotonic() - began)
         else:
             result.eval_last = accuracy
+
+
+def _write_last(folder: RunFolder, result: Result, seconds: float) -> None:
+    """The evaluator's last line: what the run came to."""
+    assert result.eval is not None
+    last = Evaluation(
+        at=time.time(),
+        samples=result.samples,
+        updates=result.updates,
+        top1=result.eval.top1,
+        top5=result.eval.top5,
+        loss=result.eval.loss,
+        is_average=result.averaged > 0,
+        seconds=round(seconds, 3),
+    )
+    try:
+        write_evaluation(folder.path, last)
+    except OSError as error:  # it is in the result
+        logger.error("%s", error)
 
 
 def _named(trained: Trained, values: Tensor) -> dict[str, Tensor]:

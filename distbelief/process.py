@@ -25,6 +25,7 @@ import torch
 import zmq
 
 from distbelief.controller.account import Tally
+from distbelief.evaluator import run_evaluator
 from distbelief.factory import make_contract, make_model, num_loaders, open_data, with_views
 from distbelief.job import Job
 from distbelief.listen import listen
@@ -77,6 +78,9 @@ def run_process(spec: Spec) -> None:
     torch.set_num_threads(_threads(job, spec.role))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
+        if spec.role == "evaluator":  # the controller knows nothing of it
+            run_evaluator(spec, job, context)
+            return
         control = Control(ZmqClient(context, spec.keys), spec.controller)
         try:
             _run_told(spec, job, control, context)
@@ -434,6 +438,8 @@ class _on_sigterm:
 
 def _threads(job: Job, role: str) -> int:
     cores = os.cpu_count() or 1
+    if role == "evaluator":
+        return 1
     if role == "shard":
         # Cores that no worker needs; beyond 4 the memory is the limit.
         return min(max(1, (cores - job.workers) // job.shards), 4)

@@ -21,10 +21,11 @@ from distbelief.controller.entry import HaltShards, StopWork
 from distbelief.controller.machine import CONTROLLER, Controller
 from distbelief.controller.standby import Standby
 from distbelief.engine import Process
+from distbelief.examiner import Examiner
 from distbelief.folder import RunFolder
 from distbelief.job import Job, Until
 from distbelief.journal import Journal
-from distbelief.keyring import LAUNCHER, MONITOR, keyring_of
+from distbelief.keyring import EVALUATOR, LAUNCHER, MONITOR, keyring_of
 from distbelief.live import LiveLine
 from distbelief.open_files import allow_files
 from distbelief.param_server.contract import Contract
@@ -36,6 +37,7 @@ from distbelief.param_server.transport import ZmqClient
 from distbelief.problem import Problem
 from distbelief.result import Result
 from distbelief.signals import take_news
+from distbelief.spec import Spec
 from distbelief.spectator import Spectator
 from distbelief.staff import Staff
 from distbelief.stop import Stop, StoppedNow, stop_text
@@ -48,6 +50,8 @@ logger = logging.getLogger(__name__)
 TICK_S = 0.05
 START_TIMEOUT_S = 120.0
 """Time for all shards to serve and the first worker to fetch."""
+INCS = 1000
+"""Incarnations that an evaluator has in one attempt of a run."""
 STOP_TIMEOUT_S = 60.0
 """Time for workers to finish their leases, and for shards to save."""
 
@@ -135,6 +139,11 @@ class Run:
             lambda: self.spectator.endpoint,
         )
         self._chronicler = Chronicler(controller, self._staff)
+        self._examiner = (
+            Examiner(self._evaluator_spec(attempt), live.say)
+            if (job.evaluate.every_s and is_ours)
+            else None
+        )
         self._tail = Tail(folder.logs / "w0.out") if self._is_script else None
         self._account: Account | None = None
         """At the end, with what the shards have said of it."""
@@ -165,9 +174,25 @@ class Run:
             return trained
         finally:
             self._fill_result()
+            if self._examiner is not None:
+                self._examiner.close()
             self._staff.close()
             self._standby.close()
             context.term()
+
+    def _evaluator_spec(self, attempt: int) -> Spec:
+        return Spec(
+            role="evaluator",
+            index=0,
+            inc=attempt * INCS,
+            run=self._run,
+            token=self._token,
+            controller="",
+            job=self._job.to_json(),
+            run_path=str(self._folder.path.resolve()),
+            cwd=str(Path.cwd()),
+            keys=None if self._keyring is None else self._keyring.of(EVALUATOR),
+        )
 
     # While workers train
 
@@ -182,6 +207,8 @@ class Run:
             self._check(now, began)
             self._heed_stop(now, running)
             staff.heed_asked()
+            if self._examiner is not None and self._controller.is_initialised:
+                self._examiner.look(self._standby.endpoint)
             staff.end_unneeded(running)
             if not (running or staff.is_any_waiting or self._controller.is_settling):
                 break

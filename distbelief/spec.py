@@ -13,7 +13,7 @@ class Spec:
     """All that a process has to be told."""
 
     role: str
-    """worker or shard."""
+    """worker, shard or evaluator."""
     index: int
     inc: int
     """Incarnation of a worker, epoch of a shard."""
@@ -50,6 +50,8 @@ class Spec:
 
     @property
     def name(self) -> str:
+        if self.role == "evaluator":
+            return self.role
         return f"shard{self.index}" if self.role == "shard" else f"w{self.index}"
 
     def to_json(self) -> str:

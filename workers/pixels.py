@@ -33,8 +33,10 @@ LARGEST_SIZE = 224
 
 # No other plugin of Pillow is let near the bytes: the one for PostScript starts a program.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF")
-_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-_DEVIATION = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's R, G and B, from 0 to 1: a network is given pixels less the one, by the other."""
+_MEAN = torch.tensor(MEAN).view(3, 1, 1)
+_DEVIATION = torch.tensor(DEVIATION).view(3, 1, 1)
 SIZE_FROM = 100
 """The first image that can be read is looked for among so many."""
 

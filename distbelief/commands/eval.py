@@ -1,12 +1,11 @@
 """`distbelief eval`: how good the model of a run is."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from distbelief.commands.bar import bar
 from distbelief.commands.run_argument import find, json_line, run_argument, run_dir_option
 from distbelief.commands.summary import accuracy
 
@@ -48,12 +47,12 @@ def eval_command(
       distbelief eval b834 --crops 144 --with c07f --with d2a1
     """
     path, *more = [_folder(name, run_dir) for name in (run, *others)]
-    from distbelief.evaluate import evaluate_run, evaluate_runs
+    from distbelief.loaded import evaluate_run, evaluate_runs
 
     if crops is None and not more:
         result = evaluate_run(path, split, data, last=last)
     else:
-        with _bar(is_on=not as_json) as seen:
+        with bar("images", is_on=not as_json) as seen:
             result = evaluate_runs(
                 [path, *more], split, data, last=last, crops=int(crops or 0), seen=seen
             )
@@ -64,21 +63,3 @@ def eval_command(
 def _folder(run: str | None, run_dir: Path | None) -> Path:
     # A folder is taken as it is, so that what it lacks to be a run can be said.
     return Path(run) if run is not None and Path(run).is_dir() else find(run, run_dir).path
-
-
-@contextmanager
-def _bar(*, is_on: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, where that is a terminal. Gives what is told of the samples seen."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress
-
-    console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns(),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not (is_on and console.is_terminal),
-    ) as progress:
-        task = progress.add_task("images", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -207,6 +207,7 @@ def _show_plan(job: "Job", *, as_json: bool) -> None:
     if as_json:
         plan = {
             "model": job.model.factory,
+            "width": job.model.width,
             "data": job.data.source,
             "train_samples": len(split),
             "test_samples": num_test,

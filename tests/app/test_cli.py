@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from torch import nn
 
 from distbelief.cli import COMMANDS, cli
-from distbelief.evaluate import save_model
 from distbelief.factory import make_model, open_data
 from distbelief.job import Job, load_job
+from distbelief.model_file import save_model
 from distbelief.problem import EXIT_OF, Problem
 from distbelief.settings import FLAGS
 from tests.helpers.folders import end, make_run, write_status

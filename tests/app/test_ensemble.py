@@ -9,9 +9,10 @@ from torch import nn
 
 from distbelief.cli import cli
 from distbelief.ensemble import CHUNK, Ensemble
-from distbelief.evaluate import evaluate_run, evaluate_runs, save_model
 from distbelief.factory import make_model, open_data
 from distbelief.job import load_job
+from distbelief.loaded import evaluate_run, evaluate_runs
+from distbelief.model_file import save_model
 from distbelief.problem import Problem
 from distbelief.workers.crops import take
 from distbelief.workers.pixels import normalise

@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from distbelief.evaluate import evaluate, evaluate_run, save_model
+from distbelief.evaluate import evaluate
 from distbelief.factory import make_model, open_data
 from distbelief.folder import Launcher, RunFolder
 from distbelief.job import Job, load_job
+from distbelief.loaded import evaluate_run
+from distbelief.model_file import save_model
 from distbelief.problem import Problem
 from distbelief.result import Accuracy
 from distbelief.workers.embedded import split_of

@@ -2,7 +2,11 @@
 one run in which the monitor stands still for every other stretch of some seconds, and one in which
 it is killed at the beginning of every other, longer one.
 
-    python tests/bench/watching.py [--turns 4] [--seconds 40] [--pauses 30] [--kills 5] [--json]
+    python tests/bench/watching.py [--turns 4] [--seconds 40] [--pauses 30] [--kills 5]
+        [--sleeping] [--json]
+
+With --sleeping a step takes a fixed time in which the processors are free (`sleeper`), as on a GPU:
+the rate then does not follow the machine's speed, so that 1 % can be told.
 
 A viewer reads the stream of the first runs all the time. A rate is that of the controller's own
 count, after the start. Each ratio is of neighbours in time: of a stretch to the mean of the ones
@@ -20,25 +24,32 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http.cookiejar import CookieJar
 from pathlib import Path
 
-JOB = (
+FLEET = (
     *("--engine", "local", "--workers", "4", "--shards", "2"),
     # Small batches: a rate is a count of them, and stretches are short.
-    *("--model", "googlenet", "--data", "digits", "--batch-size", "4"),
+    *("--data", "digits", "--batch-size", "4"),
     # Slow enough to learn nothing and never to diverge: what it costs is asked.
-    *("--set", "data.image_size=64", "--set", "train.lr=1e-5", "--set", "train.momentum=0.0"),
+    *("--set", "train.lr=1e-5", "--set", "train.momentum=0.0"),
 )
+COMPUTING = ("--model", "googlenet", "--set", "data.image_size=64")
+SLEEPING = ("--model", "sleeper:Sleeper")
 START_TIMEOUT_S = 90.0
 WARM_S = 8.0
 
 
 def start(parent: Path, *more: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "distbelief", "launch", *JOB, *more]
+    command = [sys.executable, "-m", "distbelief", "launch", *FLEET, *more]
     command += ["--run-dir", str(parent), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
 
 
 def result_of(run: "subprocess.Popen[bytes]") -> dict[str, object]:
@@ -104,10 +115,10 @@ def warm(run: "subprocess.Popen[bytes]", folder: Path) -> None:
     time.sleep(WARM_S)
 
 
-def samples_per_s(is_on: bool, seconds: int, parent: Path) -> float:
+def samples_per_s(is_on: bool, job: Sequence[str], seconds: int, parent: Path) -> float:
     """Of one run."""
     parent.mkdir(parents=True)
-    run = start(parent, "--until", "1h", "--dashboard" if is_on else "--no-dashboard")
+    run = start(parent, *job, "--until", "1h", "--dashboard" if is_on else "--no-dashboard")
     viewer = None
     try:
         folder = folder_of(parent, "status.json")
@@ -155,11 +166,15 @@ def pause(pid: int) -> Callable[[], None]:
 
 
 def stretches(
-    do: Callable[[int], Callable[[], None]], stretch_s: float, number: int, parent: Path
+    do: Callable[[int], Callable[[], None]],
+    job: Sequence[str],
+    stretch_s: float,
+    number: int,
+    parent: Path,
 ) -> tuple[list[float], dict[str, object]]:
     """Ratios of a stretch in which something is done to the monitor to its neighbours' mean."""
     parent.mkdir(parents=True)
-    run = start(parent, "--until", "2h")
+    run = start(parent, *job, "--until", "2h")
     folder = folder_of(parent, "monitor.json")
     warm(run, folder)
     ratios: list[float] = []
@@ -186,13 +201,15 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--pause", type=float, default=5.0)
     parser.add_argument("--kill", type=float, default=30.0)
+    parser.add_argument("--sleeping", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     parent = Path("runs") / f"watching-{time.strftime('%Y%m%d-%H%M%S')}"
+    job = SLEEPING if args.sleeping else COMPUTING
     ratios: dict[str, list[float]] = {"on": []}
     for turn in range(args.turns):
         order = (True, False) if turn % 2 else (False, True)
-        rates = {on: samples_per_s(on, args.seconds, parent / f"{turn}-{on}") for on in order}
+        rates = {on: samples_per_s(on, job, args.seconds, parent / f"{turn}-{on}") for on in order}
         ratios["on"].append(rates[True] / rates[False])
     lost: dict[str, object] = {}
     for name, do, number, seconds in (
@@ -200,7 +217,7 @@ def main() -> None:
         ("killed", kill, args.kills, args.kill),
     ):
         if number:
-            found, result = stretches(do, seconds, number, parent / name)
+            found, result = stretches(do, job, seconds, number, parent / name)
             sys.stderr.write(f"{name}: {statistics.median(found):.3f}\n")
             ratios[name] = found
             lost[name] = {"accounting": result["accounting"], "refused": result["refused"]}

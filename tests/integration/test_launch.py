@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import pytest
 
-from distbelief.evaluate import evaluate_run
 from distbelief.launcher import Stop, launch
+from distbelief.loaded import evaluate_run
 from distbelief.param_server.average import Average
 from distbelief.param_server.schedule import Schedule
 from tests.helpers.runs import KillOnce, Watch, num_trained, tiny_job

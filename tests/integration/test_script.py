@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from distbelief.evaluate import evaluate_run
 from distbelief.folder import RunFolder
 from distbelief.job import Job, ScriptConfig
 from distbelief.launcher import launch, resume
+from distbelief.loaded import evaluate_run
 from distbelief.problem import Problem
 from tests.helpers.runs import KillOnce, Watch, num_trained
 

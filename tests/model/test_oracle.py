@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from distbelief.model.caffemodel import read_caffemodel, write_caffemodel
 from distbelief.model.googlenet import GoogLeNet, load_caffe
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ def errors(oracle: Path) -> dict[str, dict[str, float]]:
         reference = dict(file)
     image = torch.from_numpy(reference.pop("x"))
     net = GoogLeNet().eval()
-    load_caffe(net, reference_weights(oracle))
+    weights = [(name, "", arrays) for name, arrays in reference_weights(oracle).items()]
+    load_caffe(net, read_caffemodel(write_caffemodel("GoogLeNet", weights)))
     ours: dict[str, Any] = {}
     engines: dict[str, dict[str, Any]] = {}
     for key, theirs in reference.items():
