@@ -23,6 +23,7 @@ import numpy as np
 from braceexpand import braceexpand
 
 from distbelief.workers.pixels import EXTENSIONS, MAX_BYTES, BadSample, Pictures, size_of
+from distbelief.workers.remote import beside, copies_of, is_remote, names_of
 from distbelief.workers.split import Names, Split, digest_of
 
 MAX_OPEN = 64
@@ -122,13 +123,14 @@ class TarFiles:
 def open_tars(pattern: str, split: str, image_size: int) -> Split | None:
     """A split of WebDataset shards; None if the pattern names no test split.
 
-    pattern: a path with * ? [...] and ranges such as {000..009}. `{split}` in it stands for the
+    pattern: a path, or a URL that fsspec knows, with * ? [...] and ranges such as {000..009}. What
+        a URL names is copied to this machine first (remote.py). `{split}` in it stands for the
         split's name (val where there is no test); without it all shards are the training split.
     image_size: 0 takes the shorter side of the training split's first image, at most 224.
     Raises: FileNotFoundError or ValueError naming the tar and what is wrong in it.
     """
-    if pattern.startswith(("http:", "https:", "s3:", "gs:", "pipe:")):
-        raise ValueError(f"{pattern} is not on this machine: shards are read from a file system")
+    if pattern.startswith("pipe:"):
+        raise ValueError(f"{pattern}: commands are not run; name files, or a URL such as s3://")
     if "{split}" not in pattern:
         if split == "test":
             return None
@@ -136,17 +138,20 @@ def open_tars(pattern: str, split: str, image_size: int) -> Split | None:
     else:
         shards = _test_shards(pattern) if split == "test" else _of(pattern, split)
         train = shards if split == "train" else []
-    num_classes = _listed_classes(Path(shards[0]).parent / "classes.json")
-    tars = [index_of(path) for path in shards]
+    listed: Path | None = Path(shards[0]).parent / "classes.json"
+    if is_remote(shards[0]):
+        listed = beside(shards[0], "classes.json")
+    num_classes = None if listed is None else _listed_classes(listed)
+    tars = _indices(shards)
     files = TarFiles(tars)
     classes = np.concatenate([tar.classes for tar in tars])
     first = files
     if split == "test" and not (image_size and num_classes):
         # What the model needs to know of the data is a matter of the training split.
         train = _of(pattern, "train")
-        first = TarFiles([index_of(path) for path in train])
+        first = TarFiles(_indices(train))
     if not num_classes:
-        num_classes = 1 + max(int(index_of(path).classes.max()) for path in train)
+        num_classes = 1 + max(int(tar.classes.max()) for tar in _indices(train))
     if int(classes.max()) >= num_classes:
         at = int(classes.argmax())
         raise ValueError(
@@ -164,6 +169,10 @@ def open_tars(pattern: str, split: str, image_size: int) -> Split | None:
         digest=digest_of(*(os.fsencode(Path(tar.path).name) + tar.digest.encode() for tar in tars)),
         is_decoding=True,
     )
+
+
+def _indices(shards: Sequence[str]) -> list[Index]:
+    return [index_of(path) for path in (copies_of(shards) if is_remote(shards[0]) else shards)]
 
 
 def index_of(path: str) -> Index:
@@ -413,6 +422,9 @@ def _expand(pattern: str, source: str) -> list[str]:
         raise ValueError(f"wds:{source}: {error}") from error
     found: list[str] = []
     for piece in pieces:
+        if is_remote(piece):
+            found += names_of(piece)
+            continue
         names = [piece] if Path(piece).is_file() else sorted(glob.glob(piece, recursive=True))
         if not names:
             raise FileNotFoundError(
@@ -421,7 +433,8 @@ def _expand(pattern: str, source: str) -> list[str]:
             )
         found += names
     for name in found:
-        if name.endswith((".gz", ".tgz", ".bz2", ".xz", ".zst")) or not Path(name).is_file():
+        is_file = is_remote(name) or Path(name).is_file()
+        if name.endswith((".gz", ".tgz", ".bz2", ".xz", ".zst")) or not is_file:
             raise ValueError(
                 f"{name} is no plain tar file: unpack it first; shards are read at any place"
             )
