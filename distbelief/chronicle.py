@@ -116,6 +116,17 @@ class Event(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     detail: dict[str, Any] = {}  # Any: JSON
 
 
+class Evaluated(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The evaluator has looked at the model."""
+
+    at: float
+    samples: int
+    """Applied by then, by the part furthest behind."""
+    loss: float | None
+    top1: float | None
+    """In [0, 1]; None where the data is no classification."""
+
+
 class End(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The run has ended."""
 
@@ -124,7 +135,7 @@ class End(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """As result.json."""
 
 
-AnyEntry = Begin | RunReport | Event | End
+AnyEntry = Begin | RunReport | Event | Evaluated | End
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: msgspec.json.Decoder[AnyEntry] = msgspec.json.Decoder(AnyEntry)

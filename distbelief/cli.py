@@ -29,6 +29,7 @@ COMMANDS = {
     "resume": "resume:resume_command",
     "runs": "runs:runs_group",
     "eval": "eval:eval_command",
+    "plot": "plot:plot_command",
     "table": "table:table_command",
     "train-ensemble": "train_ensemble:train_ensemble_command",
     "export": "export:export_command",

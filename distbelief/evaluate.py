@@ -8,6 +8,7 @@ from contextlib import closing
 import torch
 from torch import Tensor, nn
 
+from distbelief.confusion import Confusion
 from distbelief.problem import Problem
 from distbelief.result import Accuracy
 from distbelief.workers.feed import move, read_all
@@ -24,11 +25,12 @@ def evaluate(
     batch_size: int = 100,
     num_loaders: int = 0,
     seen: Callable[[int, int], None] | None = None,
+    confusion: Confusion | None = None,
 ) -> Accuracy:
     """Mean loss, and for a classification top-1 and top-5 accuracy, of a model on its device.
 
     Samples that cannot be read are left out. num_loaders: processes that decode. seen: told of the
-    samples so far, and of how many there are.
+    samples so far, and of how many there are. confusion: counts which classes were taken for which.
     Raises: Problem if the model gives neither scores nor a loss, or nothing can be read.
     """
     was_training = model.training
@@ -42,7 +44,10 @@ def evaluate(
                     logger.warning("left out %s: %s", name, why)
                 if batch.num_good:
                     inputs, targets = move(batch.inputs, device), move(batch.targets, device)
-                    tally.add(model, model(inputs), targets, batch.num_good)
+                    outputs = model(inputs)
+                    tally.add(model, outputs, targets, batch.num_good)
+                    if confusion is not None and _are_scores(outputs, targets):
+                        confusion.add(outputs, targets)
                 if seen is not None:
                     seen(batch.stop, len(split))
     finally:

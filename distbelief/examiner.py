@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from distbelief.chronicle import AnyEntry, Evaluated
 from distbelief.engine import LocalProcess
-from distbelief.evaluator import FILE
+from distbelief.evaluator import FILE, Evaluation
 from distbelief.problem import Problem
 from distbelief.spec import Spec
 from distbelief.tail import Tail
@@ -23,11 +24,14 @@ TRIES = 3
 class Examiner:
     """See the top of this file. Used by one thread."""
 
-    def __init__(self, spec: Spec, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, spec: Spec, say: Callable[[str], None], tell: Callable[[AnyEntry], None]
+    ) -> None:
         """spec: of the evaluator; its later incarnations are the next ones. say: a line for the
-        user."""
+        user. tell: of the monitor."""
         self._spec = spec
         self._say = say
+        self._tell_monitor = tell
         self._tail = Tail(Path(spec.run_path) / FILE)
         self._process: LocalProcess | None = None
         self._tries = 0
@@ -61,9 +65,12 @@ class Examiner:
             self._process.kill()
 
     def _tell(self, line: str) -> None:
-        found = json.loads(line)
-        what = "average" if found["is_average"] else "values"
-        if found["top1"] is not None:
-            self._say(f"{found['samples']:,} samples: test top-1 {found['top1']:.4f} of the {what}")
-        elif found["loss"] is not None:
-            self._say(f"{found['samples']:,} samples: test loss {found['loss']:.4g} of the {what}")
+        found = Evaluation(**json.loads(line))
+        self._tell_monitor(
+            Evaluated(at=found.at, samples=found.samples, loss=found.loss, top1=found.top1)
+        )
+        what = "average" if found.is_average else "values"
+        if found.top1 is not None:
+            self._say(f"{found.samples:,} samples: test top-1 {found.top1:.4f} of the {what}")
+        elif found.loss is not None:
+            self._say(f"{found.samples:,} samples: test loss {found.loss:.4g} of the {what}")

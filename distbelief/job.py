@@ -29,6 +29,7 @@ from distbelief.param_server.schedule import Schedule
 from distbelief.param_server.update import SGD, Rule, make_rule, momentum_for
 from distbelief.problem import Problem
 from distbelief.settings import ENV_PREFIX, KeyProblem, Settings, gather, variable_of
+from distbelief.workers.compute import ComputeConfig
 from distbelief.workers.downpour import DownpourConfig
 from distbelief.workers.view import RECIPES
 from distbelief.workers.worker import WorkerConfig
@@ -170,6 +171,13 @@ class TrainConfig:
     """Samples that one worker trains on alone first."""
     merge_every_steps: int = 20
     """Steps between two merges of buffers such as BatchNorm's."""
+    precision: str = "float32"
+    """In which layers compute: `float32`, `bfloat16` or `float16` (torch.autocast). Parameters on
+    the shards, and gradients, are float32 whatever it is."""
+    channels_last: bool = False
+    """Images have their channels innermost, which GPUs with tensor cores like."""
+    compile: bool = False
+    """Models go through torch.compile: some minutes at the start of each worker."""
     log_grad_norm: bool = False
     """Workers tell the monitor the norm of each step's gradient, clipped as it is pushed. It is
     read once more for that: 0.4 ms a step for a million values, on one core."""
@@ -376,7 +384,9 @@ class Job:
     threads: int = 0
     """Threads of torch in each worker; 0 divides the cores by the workers."""
     device: str = "cpu"
-    """Where a worker computes."""
+    """Where a worker computes; `cuda` spreads the workers of a machine over its GPUs."""
+    gpus: float = 0.0
+    """GPUs that Ray is asked for each worker; 0.25 puts four workers on one."""
     restarts: int = 5
     """A worker, a shard or the controller that is lost is started again; one that is lost so often
     in a row without having done anything is given up. 0 starts none again."""
@@ -405,6 +415,7 @@ class Job:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for key, number, least in (
             ("min_workers", self.min_workers, 0),
+            ("gpus", self.gpus, 0),
             ("threads", self.threads, 0),
             ("silence_s", self.silence_s, 1),
             ("restarts", self.restarts, 0),
@@ -506,7 +517,12 @@ class Job:
             batch_size=self.train.batch_size,
             seed=self.data_seed,
             merge_every_steps=self.train.merge_every_steps,
-            device=self.device,
+            compute=ComputeConfig(
+                device=self.device,
+                precision=self.train.precision,
+                channels_last=self.train.channels_last,
+                compile=self.train.compile,
+            ),
             downpour=self.train.downpour,
             compression=self.net.compression,
             backup_bytes=self.save.backup_bytes,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from distbelief.confusion import Confusion
 from distbelief.ensemble import Ensemble
 from distbelief.evaluate import evaluate
 from distbelief.factory import make_model, num_loaders, open_data
@@ -91,14 +92,29 @@ def evaluate_runs(
     Raises: Problem.
     """
     members = read_runs(runs, name, source, last=last)
+    return evaluate_members(members, source, crops=crops, loaders=loaders, seen=seen)
+
+
+def evaluate_members(
+    members: Members,
+    source: str | None = None,
+    *,
+    crops: int = 0,
+    loaders: int | None = None,
+    seen: Callable[[int, int], None] | None = None,
+    confusion: Confusion | None = None,
+) -> Accuracy:
+    """As `evaluate_runs`, of models that were read. confusion: as `evaluate`. Raises: Problem."""
     split = members.seen_as(crops)
+    alone = len(members.models) == 1 and not crops
     with where_it_began(members.place, source):
         return evaluate(
-            Ensemble(members.models),
+            members.models[0] if alone else Ensemble(members.models),
             split,
             batch_size=batch_of(crops),
             num_loaders=members.loaders(loaders),
             seen=seen,
+            confusion=confusion,
         )
 
 

@@ -209,8 +209,10 @@ def _run_worker(
     # From here on each incarnation of each worker draws its own numbers (dropout).
     torch.manual_seed((job.seed + 1) * 1_000_003 + spec.index * 1009 + spec.inc)
     identity = Identity(run=spec.run, w=spec.name, inc=spec.inc, token=spec.token)
+    config = job.worker_config
+    compute = replace(config.compute, device=_device(job, spec.index))
     worker = Worker(
-        replace(job.worker_config, num_loaders=num_loaders(job, split)),
+        replace(config, num_loaders=num_loaders(job, split), compute=compute),
         identity,
         model,
         contract,
@@ -434,6 +436,13 @@ class _on_sigterm:
     def __exit__(self, *_: object) -> None:
         if self._is_main:
             signal.signal(signal.SIGTERM, self._before)
+
+
+def _device(job: Job, index: int) -> str:
+    """Where a worker computes: those of a machine take turns at its GPUs."""
+    if job.device != "cuda" or torch.cuda.device_count() < 2:
+        return job.device
+    return f"cuda:{index % torch.cuda.device_count()}"
 
 
 def _threads(job: Job, role: str) -> int:

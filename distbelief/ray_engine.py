@@ -77,8 +77,10 @@ class _Spare:
         return bool(ray.wait([self._warm], timeout=0)[0])
 
 
-def _host(num_cpus: float) -> Any:  # Any: Ray's actor handle
-    remote: Any = ray.remote(max_restarts=0, max_task_retries=0, num_cpus=num_cpus)  # Any: too
+def _host(num_cpus: float, num_gpus: float = 0.0) -> Any:  # Any: Ray's actor handle
+    remote: Any = ray.remote(  # Any: too
+        max_restarts=0, max_task_retries=0, num_cpus=num_cpus, num_gpus=num_gpus
+    )
     return remote(_Host).remote()
 
 
@@ -107,8 +109,9 @@ class RayEngine:
 
     name = "ray"
 
-    def __init__(self, address: str, num_processes: int) -> None:
-        """address: `local` starts a cluster on this machine, which ends with `close`.
+    def __init__(self, address: str, num_workers: int, num_shards: int, gpus: float = 0.0) -> None:
+        """address: `local` starts a cluster on this machine, which ends with `close`. gpus: of each
+        worker, whole ones or a share of one.
 
         Raises: Problem if Ray cannot be reached or started.
         """
@@ -117,11 +120,12 @@ class RayEngine:
         if not is_local:
             _check_reachable(address)
         self._num_cpus = 0.0 if is_local else 1.0
+        self._gpus = gpus
         self._spare: _Spare | None = None
         local: dict[str, Any] = {}  # Any: arguments of ray.init
         if is_local:
             local = {
-                "num_cpus": max(os.cpu_count() or 1, num_processes),
+                "num_cpus": max(os.cpu_count() or 1, num_workers + num_shards),
                 "object_store_memory": 100 * 2**20,  # it holds nothing of ours
                 "_node_ip_address": "127.0.0.1",
             }
@@ -155,9 +159,29 @@ class RayEngine:
                 fix="start Ray on one machine",
             )
 
+        self._check_gpus(address, num_workers)
+
+    def _check_gpus(self, address: str, num_workers: int) -> None:
+        """Ray waits without end, and without a word, for what a cluster does not have."""
+        if not self._gpus:
+            return
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        there = resources.get("GPU", 0.0)
+        # A worker's share is of one GPU, so 0.6 for two of them need two.
+        room = there // self._gpus if self._gpus >= 1 else there * (1 // self._gpus)
+        if num_workers > room:
+            self.close()
+            raise Problem(
+                "DB-ENV-009",
+                f"{num_workers} workers with {self._gpus:g} GPU each were asked for, and the "
+                f"cluster at {address} has {there:g} GPU: room for {room:g}",
+                fix="fewer --workers, a smaller gpus (0.25: four on one), or gpus=0 for the CPU",
+            )
+
     def start(self, spec: Spec) -> RayProcess:
         try:
-            return RayProcess(spec, self._take_spare(spec) or _host(self._num_cpus))
+            gpus = self._gpus if spec.role == "worker" else 0.0
+            return RayProcess(spec, self._take_spare(spec) or _host(self._num_cpus, gpus))
         except (RayError, GetTimeoutError) as error:
             raise Problem("DB-ENV-003", f"Ray could not start {spec.name}: {error}") from error
 

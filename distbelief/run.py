@@ -140,7 +140,7 @@ class Run:
         )
         self._chronicler = Chronicler(controller, self._staff)
         self._examiner = (
-            Examiner(self._evaluator_spec(attempt), live.say)
+            Examiner(self._evaluator_spec(attempt), live.say, self.spectator.tell)
             if (job.evaluate.every_s and is_ours)
             else None
         )

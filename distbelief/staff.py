@@ -220,7 +220,8 @@ class Staff:
             fix = "pip install ray, or use --engine local"
             raise Problem("DB-ENV-001", f"Ray cannot be imported: {error}", fix=fix) from error
         self._say("starting Ray")
-        return RayEngine(self._job.address, self._job.workers + self._job.shards)
+        job = self._job
+        return RayEngine(job.address, job.workers, job.shards, job.gpus)
 
     def _make_spec(self, role: str, index: int) -> Spec:
         spec = Spec(

@@ -80,6 +80,7 @@ def open_folder(path: Path, split: str, image_size: int) -> Split | None:
         name=split,
         num_classes=len(classes),
         input_shape=(3, image_size, image_size),
+        class_names=classes,
         # Sizes would cost a look at each file: minutes for a million on a network drive.
         digest=digest_of("\0".join(classes).encode(errors="surrogateescape"), bytes(names)),
         is_decoding=True,

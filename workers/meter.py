@@ -13,6 +13,7 @@ what they were. It costs a forward and a backward pass, and a copy of the gradie
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -46,10 +47,12 @@ class Meter:
         loss_of: Callable[[object, Any], Tensor],  # Any: targets, as the data has them
         share: float,
         seed: int,
+        precision: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """loss_of: of (outputs, targets), a scalar. share: of the steps, 0 to 1. seed: of the
-        worker; its random numbers are of no other use."""
+        worker; its random numbers are of no other use. precision: in which the model computes."""
         self._loss = _Loss(model, loss_of)
+        self._precision = precision
         self._named = trainable(model.named_parameters())
         self._share = share
         self._random = random.Random(seed)
@@ -110,7 +113,8 @@ class Meter:
         leaves = {f"model.{n}": p.detach().requires_grad_() for n, p in self._named}
         with torch.enable_grad():
             values = {**self._buffers, **leaves}
-            loss = functional_call(self._loss, values, (inputs, targets))
+            with self._precision():
+                loss = functional_call(self._loss, values, (inputs, targets))
             found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         grads = [
             torch.zeros_like(leaf) if grad is None else grad

@@ -54,6 +54,8 @@ class Split:
     """None where it is not known."""
     input_shape: tuple[int, int, int] | None
     """(channels, height, width); None where inputs are no images."""
+    class_names: Sequence[str] | None = None
+    """In the order of the classes; None where nothing says them."""
     digest: str
     """The same on every machine that sees the same data, as far as that is cheap to tell."""
     is_ordered: bool = False

@@ -141,7 +141,8 @@ def open_tars(pattern: str, split: str, image_size: int) -> Split | None:
     listed: Path | None = Path(shards[0]).parent / "classes.json"
     if is_remote(shards[0]):
         listed = beside(shards[0], "classes.json")
-    num_classes = None if listed is None else _listed_classes(listed)
+    names = None if listed is None else _listed_classes(listed)
+    num_classes = None if names is None else len(names)
     tars = _indices(shards)
     files = TarFiles(tars)
     classes = np.concatenate([tar.classes for tar in tars])
@@ -166,6 +167,7 @@ def open_tars(pattern: str, split: str, image_size: int) -> Split | None:
         name=split,
         num_classes=num_classes,
         input_shape=(3, image_size, image_size),
+        class_names=names,
         digest=digest_of(*(os.fsencode(Path(tar.path).name) + tar.digest.encode() for tar in tars)),
         is_decoding=True,
     )
@@ -441,8 +443,8 @@ def _expand(pattern: str, source: str) -> list[str]:
     return found
 
 
-def _listed_classes(path: Path) -> int | None:
-    """How many classes a classes.json names; None where there is none."""
+def _listed_classes(path: Path) -> list[str] | None:
+    """The classes that a classes.json names; None where there is none."""
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -451,4 +453,4 @@ def _listed_classes(path: Path) -> int | None:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(names, list) or not names:
         raise ValueError(f"{path} must be a list with a name for each class")
-    return len(names)
+    return [str(name) for name in names]

@@ -32,10 +32,11 @@ from distbelief.param_server.reporter import Reporter
 from distbelief.param_server.transport import ClientTransport
 from distbelief.param_server.wire import sayable
 from distbelief.workers.comm import Comm
+from distbelief.workers.compute import Compute, ComputeConfig
 from distbelief.workers.control import Control
 from distbelief.workers.diary import Diary
 from distbelief.workers.downpour import Downpour, DownpourConfig
-from distbelief.workers.feed import Batch, Feed, move
+from distbelief.workers.feed import Batch, Feed
 from distbelief.workers.lease import Lease
 from distbelief.workers.meter import Meter
 from distbelief.workers.notes import (
@@ -81,7 +82,7 @@ class WorkerConfig:
     """Steps between two contributions of buffers such as BatchNorm's statistics."""
     num_loaders: int = 0
     """Processes that read and decode batches ahead; 0 does it between two steps."""
-    device: str = "cpu"
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     downpour: DownpourConfig = field(default_factory=DownpourConfig)
     compression: Compression = field(default_factory=Compression)
     """Of what goes to and comes from shards of other hosts."""
@@ -155,7 +156,8 @@ class Worker:
         self._history = history
         self._config = config
         self._identity = identity
-        self._model = model.to(config.device)
+        self._compute = Compute(model, partial(loss_of, model), config.compute)
+        self._model = self._compute.model
         self._contract = contract
         self._split = split
         self._control = control
@@ -174,9 +176,13 @@ class Worker:
         self._answered_left_out = 0
         self._bad: set[str] = set()
         self._reporter = reporter
-        self._diary = Diary(device=config.device)
+        self._diary = Diary(device=config.compute.device)
         self._meter = Meter(
-            self._model, partial(loss_of, self._model), config.meter, seed=identity.inc
+            self._model,
+            partial(loss_of, self._model),
+            config.meter,
+            seed=identity.inc,
+            precision=self._compute.precision,
         )
 
     def run(self) -> None:
@@ -316,15 +322,14 @@ class Worker:
 
     def _step(self, downpour: Downpour, batch: Batch) -> Reading:
         """Train on a batch; returns its loss, which a device may not have computed yet."""
-        inputs = move(batch.inputs, self._config.device)
-        targets = move(batch.targets, self._config.device)
+        inputs, targets = self._compute.place(batch.inputs, batch.targets)
         began = time.monotonic()
         downpour.zero_grad()
         downpour.announce(batch.num_good)
         self._meter.begin()
-        loss = loss_of(self._model, self._model(inputs), targets)
+        loss = self._compute.loss(inputs, targets)
         reading = downpour.watch(loss, partial(self._check, downpour.num_steps, batch))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+        self._compute.backward(loss)
         self._diary.compute(time.monotonic() - began)
         self._meter.keep(loss)
         answered = downpour.num_answered
@@ -385,6 +390,7 @@ class Worker:
         outcome = downpour.outcome(is_new)
         if outcome["refused"]:
             logger.warning("%s refused parts=%d: %s", me.w, outcome["refused"], outcome["reason"])
+            self._compute.refused()
         # In their turn: a lease counts as done from its beginning on.
         while self._left_out and self._left_out[0][0] <= downpour.answered_samples:
             self._answered_left_out += self._left_out.popleft()[1]

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from distbelief.chronicle import AnyEntry, Begin, Event, RunReport, decode, encode
+from distbelief.chronicle import AnyEntry, Begin, Evaluated, Event, RunReport, decode, encode
 from distbelief.monitor.diagnosis import LAW, LAW_PARTS, Diagnosis, Facts, slack
 from distbelief.monitor.events import EventLog
 from distbelief.monitor.fleet import DOWN, LEFT, OK, SLOW, STALLED, WATCH, Fleet
@@ -226,14 +226,17 @@ class Store:
         elif isinstance(entry, Event):
             self.fleet.tell(entry.who, entry.kind, now)
             self._note(entry)
+        elif isinstance(entry, Evaluated):
+            self._take_evaluation(entry.loss, entry.top1, now)
         else:
             self.ended, self.ended_at = entry.result, entry.at
             measured = entry.result.get("eval")
             if isinstance(measured, dict):
-                loss, top1 = measured.get("loss"), measured.get("top1")
-                self._val = (_finite(loss), _finite(top1))
-                second = int(now)
-                self.curves.add(second, {"val_loss": self._val[0], "val_top1": self._val[1]})
+                self._take_evaluation(measured.get("loss"), measured.get("top1"), now)
+
+    def _take_evaluation(self, loss: object, top1: object, now: float) -> None:
+        self._val = (_finite(loss), _finite(top1))
+        self.curves.add(int(now), {"val_loss": self._val[0], "val_top1": self._val[1]})
 
     def _note(self, event: Event) -> None:
         self._seq += 1

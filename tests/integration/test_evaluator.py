@@ -9,10 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from PIL import Image
 
+from distbelief.cli import cli
 from distbelief.evaluator import FILE, Evaluation, read_evaluations, write_evaluation
 from distbelief.job import load_job
 from distbelief.launcher import launch
+from distbelief.monitor.recording import Recording
+from distbelief.monitor.store import Store
 
 pytestmark = pytest.mark.integration
 
@@ -33,7 +38,12 @@ def job_of(tmp_path: Path, **more):
 
 @pytest.mark.parametrize(("kind", "encrypt"), [("none", False), ("ema", True)])
 def test_a_run_is_evaluated_while_it_trains(tmp_path: Path, kind: str, encrypt: bool):
-    more = {"train.average.kind": kind, "net.encrypt": encrypt, "train.lr": 0.01}
+    more = {
+        "train.average.kind": kind,
+        "net.encrypt": encrypt,
+        "train.lr": 0.01,
+        "monitor.on": encrypt,
+    }
     result = launch(job_of(tmp_path, **more))
     assert result.exit == "done", result.error
     found = read_evaluations(Path(result.run_dir))
@@ -48,6 +58,17 @@ def test_a_run_is_evaluated_while_it_trains(tmp_path: Path, kind: str, encrypt: 
     assert found[0].top1 is not None
     assert result.eval.top1 is not None
     assert result.eval.top1 > found[0].top1
+    if encrypt:  # it is watched
+        store = Store(live=False)
+        assert Recording(Path(result.run_dir) / "metrics").load(store)
+        read = store.series(["val_top1"], 0, store.now + 1)
+        told = [value for value in read["val_top1"] if value is not None]
+        assert found[0].top1 == pytest.approx(told[0], abs=1e-3)
+        out = tmp_path / "curves.png"
+        answer = CliRunner().invoke(cli, ["plot", result.run_dir, "-o", str(out)])
+        assert answer.exit_code == 0, answer.output
+        with Image.open(out) as picture:
+            assert picture.width > 400
 
 
 def test_a_run_goes_on_without_its_evaluator(tmp_path: Path):

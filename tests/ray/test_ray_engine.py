@@ -124,8 +124,37 @@ def test_a_cluster_of_two_machines_is_refused():
     try:
         cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
         with pytest.raises(Problem, match="has several machines") as caught:
-            RayEngine(cluster.address, 2)
+            RayEngine(cluster.address, 1, 1)
         assert (caught.value.code, caught.value.exit_code) == ("DB-ENV-002", 3)
         assert not ray.is_initialized()
     finally:
         cluster.shutdown()
+
+
+GPU_NETS = """
+import os
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(256, num_classes))
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if seen is not None:
+            Path(f"gpus-{os.getpid()}").write_text(seen)
+"""
+
+
+def test_two_workers_share_one_gpu_and_three_have_no_room(user_folder, monkeypatch):
+    """Ray is told that there is a GPU; what is computed is computed on the CPU."""
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')
+    (user_folder / "gpu_nets.py").write_text(GPU_NETS)
+    more = {"engine": "ray", "gpus": 0.5, "model.factory": "gpu_nets:Net"}
+    result = launch(tiny_job(user_folder / "runs", **more), live=Watch())
+    assert (result.exit, result.error) == ("done", None)
+    assert [path.read_text() for path in user_folder.glob("gpus-*")].count("0") >= 2
+
+    refused = launch(tiny_job(user_folder / "runs", workers=3, **more), live=Watch())
+    assert refused.error is not None
+    assert refused.error["code"] == "DB-ENV-009"
+    assert "has 1 GPU: room for 2" in refused.error["text"]

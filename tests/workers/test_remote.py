@@ -3,6 +3,7 @@
 import functools
 import http.server
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,6 @@ import fsspec
 import pytest
 from PIL import Image
 
-from distbelief.workers import remote
 from distbelief.workers.remote import beside, cache_folder, copy_of, is_remote, names_of
 from distbelief.workers.tars import open_tars
 
@@ -142,7 +142,7 @@ def test_errors_of_a_stores_own_package_are_oserrors(store, monkeypatch):
 
 def test_a_full_disk_is_told_before_anything_is_copied(store, monkeypatch):
     store.pipe("/a.tar", shard(0))
-    monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100})())
     with pytest.raises(OSError, match="100 bytes free"):
         copy_of("memory://a.tar")
 
