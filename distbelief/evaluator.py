@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distbelief.evaluate import evaluate
-from distbelief.factory import make_model, num_loaders, open_data
+from distbelief.factory import make_model, num_loaders, open_data, with_views
 from distbelief.job import Job
 from distbelief.keyring import EVALUATOR
 from distbelief.param_server.errors import DistBeliefError
@@ -23,6 +23,7 @@ from distbelief.param_server.identity import Identity
 from distbelief.param_server.layout import trainable
 from distbelief.param_server.transport import ZmqClient
 from distbelief.spec import Spec
+from distbelief.statistics import renew_statistics
 from distbelief.trained import Trained, fetch_trained
 from distbelief.workers.arena import Arena
 from distbelief.workers.control import Locator
@@ -97,7 +98,10 @@ def run_evaluator(spec: Spec, job: Job, context: "zmq.Context[zmq.Socket[bytes]]
     if test is None:
         logger.warning("%s has no test split: there is nothing to evaluate on", job.data.source)
         return
-    model = make_model(job, test)
+    train = open_data(job, "train")
+    assert train is not None  # every source has this one
+    train = with_views(job, train)
+    model = make_model(job, train)
     loaders = num_loaders(replace(job, workers=1), test)
     me = Identity(run=spec.run, w=EVALUATOR, inc=spec.inc, token=spec.token)
     locator = Locator(me, lambda: ZmqClient(context, spec.keys), spec.controller)
@@ -118,6 +122,8 @@ def run_evaluator(spec: Spec, job: Job, context: "zmq.Context[zmq.Socket[bytes]]
             time.sleep(PAUSE_S)
             continue
         take_values(model, trained)
+        if trained.averaged:
+            renew_statistics(model, train, job.train.batch_size, job.data_seed)
         accuracy = evaluate(model, test, num_loaders=loaders)
         found = Evaluation(
             at=at,

@@ -46,6 +46,7 @@ from distbelief.problem import Problem
 from distbelief.result import Result
 from distbelief.run import Run
 from distbelief.signals import heeding
+from distbelief.statistics import renew_statistics
 from distbelief.stop import Stop, StoppedNow
 from distbelief.trained import Trained
 from distbelief.workers.arena import Arena
@@ -375,6 +376,8 @@ def _keep(job: Job, plan: _Plan, folder: RunFolder, trained: Trained, result: Re
             save_tensors(_named(trained, values), path)
             continue
         _take_parameters(plan.model, plan.contract, trained, values)
+        if values is trained.average and plan.train is not None:
+            renew_statistics(plan.model, plan.train, job.train.batch_size, job.data_seed)
         save_model(plan.model, path)
         if plan.test is None:
             continue
