@@ -140,7 +140,8 @@ def keyring_of(job: "Job") -> Keyring | None:
     lacking = missing()
     if lacking:
         raise Problem("DB-ENV-004", lacking, fix="pip install -U pyzmq, or use net.host 127.0.0.1")
-    workers = [EVALUATOR, *(f"w{index}" for index in range(job.workers))]
+    workers = [f"w{index}" for index in range(job.workers)]
+    workers += [EVALUATOR] if job.evaluate.every_s else []
     shards = [f"shard{index}" for index in range(job.shards)]
     folder = Path(job.net.keys).expanduser() if job.net.keys else None
     return Keyring(workers, shards, folder)

@@ -57,7 +57,8 @@ def _draw_curves(folder: RunFolder, path: Path) -> Path:
     store = Store(live=False)
     if not Recording(folder.path / "metrics").load(store):
         raise nothing_recorded(folder)
-    read = store.series(["loss", "val_loss", "val_top1"], 0, store.now + 1, POINTS)
+    began = 0.0 if store.begin is None else store.begin.at
+    read = store.series(["loss", "val_loss", "val_top1"], began, store.now + 1, POINTS)
     losses = [(at, loss) for at, loss in zip(read["at"], read["loss"], strict=True) if loss]
     tests = [(one.at, one.loss, one.top1) for one in read_evaluations(folder.path)] or [
         (at, loss, top1)

@@ -41,6 +41,12 @@ def test_scores_of_more_classes_than_there_are_are_left_out():
     assert found.names == ["0", "1"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawing(tmp_path_factory):
+    """matplotlib keeps the files of its fonts open from its first picture on."""
+    Confusion(2).draw(tmp_path_factory.mktemp("pictures") / "first.png")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     path: Path = tmp_path_factory.mktemp("run")

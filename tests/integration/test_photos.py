@@ -55,9 +55,9 @@ def command(run: Path, crops: int) -> list[str]:
     return [*base, "--crops", str(crops)]
 
 
-@pytest.mark.parametrize(
-    "crops", [10, pytest.param(144, marks=[pytest.mark.long, pytest.mark.timeout(1800)])]
-)
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("crops", [10, 144])
 def test_any_number_of_processes_gives_the_same_numbers_in_bounded_memory(run, crops: int):
     found = []
     for loaders in (0, 1, 2):

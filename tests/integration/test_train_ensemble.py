@@ -47,6 +47,7 @@ def test_members_are_trained_side_by_side_and_make_a_table(tmp_path: Path):
     assert again.stdout == ""  # nobody is trained twice
 
 
+@pytest.mark.long
 def test_what_was_stopped_goes_on(tmp_path: Path):
     out = tmp_path / "ensemble"
     call = command(out, "--json", "--until", "40-epochs")
