@@ -41,9 +41,14 @@ MAX_BEHIND_POINTS = {1: 1.0, 4: 1.0, 8: 2.0}
 
 IN_FLIGHT = 128
 """Samples: the batch of the plain process, shared out among the workers."""
-RATE_OF = {0: (0.1, 0.9), 1: (0.1, 0.9), 4: (0.1, 0.0), 8: (0.04, 0.0)}
-"""Learning rate and momentum by the number of workers: asynchrony brings momentum of its own. What
-was tried is in docs/experiments.md."""
+RULE_OF: Mapping[int, tuple[str, float, float | None]] = {
+    0: ("momentum", 0.1, 0.9),
+    1: ("momentum", 0.1, 0.9),
+    4: ("momentum", 0.1, 0.0),
+    8: ("adagrad", 0.01, None),
+}
+"""Update rule, learning rate and momentum by the number of workers: asynchrony brings momentum of
+its own. What was tried is in docs/experiments.md."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +69,7 @@ def make_job(
 ) -> Job:
     """What --set says counts for all."""
     batch = IN_FLIGHT // max(1, workers)
-    lr, momentum = RATE_OF[workers]
+    rule, lr, momentum = RULE_OF[workers]
     flags = {
         "data.source": f"wds:{data}/{{split}}-*.tar",
         "data.seed": seed,
@@ -75,14 +80,18 @@ def make_job(
         "model.width": width,
         "model.args.dropout": 0.0,
         "train.batch_size": batch,
-        "train.momentum": momentum,
         "train.lr": lr,
         "monitor.on": False,
         "data.loaders": 0,
         "run_dir": str(out / f"workers{workers}-seed{seed}"),
     }
     free = {key: value for key, value in flags.items() if not said(sets, key)}
-    return compose(gather([recipe("small")], free, sets))
+    job = compose(gather([recipe("small")], free, sets))
+    if said(sets, "train.optimizer") or said(sets, "train.momentum"):
+        return job
+    return dataclasses.replace(
+        job, train=dataclasses.replace(job.train, optimizer=rule, momentum=momentum)
+    )
 
 
 def said(sets: Sequence[str], key: str) -> bool:
@@ -178,6 +187,11 @@ def outcome_of(job: Job, workers: int, epochs: int, out: Path) -> Outcome:
     return made
 
 
+def rule_text(job: Job) -> str:
+    momentum = job.train.momentum
+    return job.train.optimizer + ("" if momentum is None else f" {momentum:g}")
+
+
 def row(workers: int, outcomes: Sequence[Outcome], plain: float, job: Job) -> str:
     tops = [outcome.top1 for outcome in outcomes]
     mean = statistics.mean(tops)
@@ -189,7 +203,7 @@ def row(workers: int, outcomes: Sequence[Outcome], plain: float, job: Job) -> st
     ]
     return (
         f"| {workers or 'plain torch'} | {job.train.batch_size} | {job.train.lr:.4g} | "
-        f"{job.train.momentum:g} | {', '.join(f'{top:.4f}' for top in tops)} | "
+        f"{rule_text(job)} | {', '.join(f'{top:.4f}' for top in tops)} | "
         f"**{mean:.4f}** ({spread:.4f}) | {100 * (mean - plain):+.2f} | "
         f"{', '.join(stale) or '-'} | {statistics.mean(o.train_s for o in outcomes):.0f} |"
     )
@@ -222,7 +236,7 @@ def main() -> int:
     }
     plain = means.get(0, PLAIN_TOP1)
     print(
-        "| workers | batch | lr | momentum | top-1 by seed | mean (std) | points | "
+        "| workers | batch | lr | rule | top-1 by seed | mean (std) | points | "
         "staleness p50/p95/max | seconds |\n|---|---|---|---|---|---|---|---|---|"
     )
     for workers, outcomes in found.items():
