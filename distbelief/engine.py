@@ -8,6 +8,8 @@ import subprocess
 import sys
 from typing import Protocol
 
+from distbelief.folder import RunFolder
+from distbelief.job import Job
 from distbelief.problem import Problem
 from distbelief.spec import Spec
 from distbelief.zygote import Zygote
@@ -21,8 +23,13 @@ class Process(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def is_reachable(self) -> bool:
+        """Its host answers, as far as can be told."""
+        ...
+
     def poll(self) -> str | None:
-        """None while it runs; then why it ended, empty if it ended by itself."""
+        """None while it runs, or waits for a place; then why it ended, empty if by itself."""
         ...
 
     def kill(self) -> None:
@@ -36,8 +43,28 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
+    def settle(self, job: Job, folder: RunFolder) -> Job:
+        """Get ready for a run: see that it fits. Called once, before anything is started.
+
+        Returns: the job, with the address at which its processes reach the launcher. Raises:
+        Problem.
+        """
+        ...
+
     def start(self, spec: Spec) -> Process:
         """Raises: Problem if it cannot be started."""
+        ...
+
+    def look(self, now: float) -> None:
+        """Do what is due; to be called often."""
+        ...
+
+    def leaving(self) -> list[str]:
+        """Processes whose host is about to be taken away, told once each."""
+        ...
+
+    def ask_to_end(self, name: str, pid: int) -> None:
+        """SIGTERM to a process that was started here."""
         ...
 
     def close(self) -> None:
@@ -47,6 +74,8 @@ class Engine(Protocol):
 
 class LocalProcess:
     """A subprocess in a session of its own, so that the terminal's Ctrl-C does not reach it."""
+
+    is_reachable = True
 
     def __init__(self, spec: Spec) -> None:
         self.name = spec.name
@@ -77,6 +106,8 @@ class LocalProcess:
 
 class ForkedProcess:
     """A child of the zygote. A descriptor of it is watched: its pid may be used again."""
+
+    is_reachable = True
 
     def __init__(self, spec: Spec, zygote: Zygote) -> None:
         self.name = spec.name
@@ -136,6 +167,18 @@ class LocalEngine:
 
     def __init__(self) -> None:
         self._zygote: Zygote | None = None
+
+    def settle(self, job: Job, folder: RunFolder) -> Job:
+        return job
+
+    def look(self, now: float) -> None:
+        """Nothing is ever due."""
+
+    def leaving(self) -> list[str]:
+        return []
+
+    def ask_to_end(self, name: str, pid: int) -> None:
+        os.kill(pid, signal.SIGTERM)
 
     def start(self, spec: Spec) -> LocalProcess | ForkedProcess:
         try:

@@ -280,6 +280,21 @@ class NetConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceConfig:
+    """Where the processes of a run go in a Ray cluster of several hosts."""
+
+    shards: str = "ps"
+    """Shards go to hosts that have a custom resource, or a label, of this name; to any where no
+    host has."""
+    workers: str = "worker"
+    """The same for workers."""
+    shard_cpus: float = 1.0
+    """CPUs that a shard holds, as Ray counts them."""
+    worker_cpus: float = 1.0
+    """CPUs that a worker holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveConfig:
     """Snapshots of the shards."""
 
@@ -373,8 +388,11 @@ class Job:
     engine: str = "ray"
     """`ray`, or `local` (plain subprocesses of this machine)."""
     address: str = "local"
-    """Ray's: `local` starts a cluster of the run's own; `auto`, `host:port` join one on this
-    machine."""
+    """Ray's: `local` starts a cluster of the run's own on this machine; `auto` and `host:port` join
+    the one that this machine is a part of, and place the run on all of its hosts."""
+    working_dir: str = "."
+    """The folder with the user's code: it goes to every host of a cluster, without what its
+    .gitignore names and up to Ray's limit of 512 MiB. By default that of the command."""
     until: str = "12-epochs"
     """`10-epochs`, `5000-updates` (of the part furthest behind), `90s`, `20m`, `2h`."""
     seed: int = 0
@@ -400,6 +418,7 @@ class Job:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     net: NetConfig = field(default_factory=NetConfig)
+    place: PlaceConfig = field(default_factory=PlaceConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
@@ -425,6 +444,8 @@ class Job:
             ("data.image_size", self.data.image_size, 0),
             ("data.loaders", self.data.loaders or 0, 0),
             ("data.max_bad", self.data.max_bad, 0),
+            ("place.shard_cpus", self.place.shard_cpus, 0),
+            ("place.worker_cpus", self.place.worker_cpus, 0),
             ("save.every_s", self.save.every_s, 0),
             ("evaluate.every_s", self.evaluate.every_s, 0),
             ("save.keep", self.save.keep, 2),

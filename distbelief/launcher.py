@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from distbelief import __version__
 from distbelief.controller.machine import LEASE_BATCHES
+from distbelief.engine import Engine, LocalEngine
 from distbelief.environment import check_environment
 from distbelief.evaluate import evaluate
 from distbelief.evaluator import Evaluation, write_evaluation
@@ -291,20 +292,24 @@ def _run(
             line.say(_headline(job, plan, folder, checkpoint))
             for warning in job.warnings():
                 line.say(f"WARNING: {warning}")
-            run = Run(
-                job,
-                folder,
-                queue,
-                line,
-                stop,
-                result,
-                attempt=attempt,
-                digest="" if plan.train is None else plan.train.digest,
-                contract=None if checkpoint is None else plan.contract,
-                layout=None if plan.contract is None else plan.contract.layout,
-            )
-            folder.write_keys(run.listed_keys)
-            with heeding(stop):
+            with heeding(stop), contextlib.closing(make_engine(job, line.say)) as engine:
+                job = engine.settle(job, folder)
+                if told := job.net.protection:
+                    line.say(told)
+                run = Run(
+                    job,
+                    folder,
+                    engine,
+                    queue,
+                    line,
+                    stop,
+                    result,
+                    attempt=attempt,
+                    digest="" if plan.train is None else plan.train.digest,
+                    contract=None if checkpoint is None else plan.contract,
+                    layout=None if plan.contract is None else plan.contract.layout,
+                )
+                folder.write_keys(run.listed_keys)
                 trained = run.train()
             run.journal.enter("evaluating", time.monotonic())
             run.tell(time.monotonic())
@@ -337,6 +342,21 @@ def _run(
     return result
 
 
+def make_engine(job: Job, say: Callable[[str], None]) -> Engine:
+    """Raises: Problem."""
+    if job.engine == "local":
+        return LocalEngine()
+    # Here and not at the top: Ray takes half a second to import, and --engine local works where it
+    # is not installed.
+    try:
+        from distbelief.ray_engine import RayEngine
+    except ImportError as error:
+        fix = "pip install ray, or use --engine local"
+        raise Problem("DB-ENV-001", f"Ray cannot be imported: {error}", fix=fix) from error
+    say("starting Ray" if job.address == "local" else f"joining the cluster at {job.address}")
+    return RayEngine(job)
+
+
 def _headline(
     job: Job,
     plan: _Plan,
@@ -357,8 +377,6 @@ def _headline(
         )
     if checkpoint is not None:
         text += f"; goes on from {checkpoint['samples']:,} samples"
-    if told := job.net.protection:
-        text += f"\n{told}"
     return text + f"\nrun folder {folder.path}"
 
 

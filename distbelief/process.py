@@ -75,7 +75,7 @@ def run_process(spec: Spec) -> None:
     job = Job.from_json(spec.job)
     keep_freed_memory()
     forget_imports()
-    torch.set_num_threads(_threads(job, spec.role))
+    torch.set_num_threads(_threads(job, spec))
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         if spec.role == "evaluator":  # the controller knows nothing of it
@@ -212,7 +212,7 @@ def _run_worker(
     config = job.worker_config
     compute = replace(config.compute, device=_device(job, spec.index))
     worker = Worker(
-        replace(config, num_loaders=num_loaders(job, split), compute=compute),
+        replace(config, num_loaders=num_loaders(_at_host(job, spec), split), compute=compute),
         identity,
         model,
         contract,
@@ -273,7 +273,8 @@ def _run_shard(
         ledger.begin(image)
     net = job.net
     port = net.port + 1 + spec.index if net.port else 0  # the controller has the first one
-    transport = listen(context, net.host, port, spec.port, spec.keys, net.is_encrypted)
+    host = spec.host or net.host
+    transport = listen(context, host, port, spec.port, spec.keys, net.is_encrypted)
     announce = net.announce
     halt = threading.Event()
     stack = contextlib.ExitStack()
@@ -385,11 +386,15 @@ class _Beating:
     def __call__(self) -> bool:
         if self._halt.is_set():
             return True
+        lease_s = self._spec.lease_s
         try:
             every_s = BEAT_S if self._fenced is None else 0.0
             answer = self._control.hear(self._fenced or self.beat(), every_s)
             if answer is not None:
                 self._fenced = self._fence(answer) if isinstance(answer, Fence) else None
+            if lease_s:  # the controller may have given this shard to another host
+                silence_s = time.monotonic() - self._control.granted_at
+                self._server.is_suspended = silence_s > lease_s
             return isinstance(answer, Halt)
         except ControllerGone as error:
             logger.error("%s; saving and ending", error)
@@ -445,14 +450,20 @@ def _device(job: Job, index: int) -> str:
     return f"cuda:{index % torch.cuda.device_count()}"
 
 
-def _threads(job: Job, role: str) -> int:
-    cores = os.cpu_count() or 1
-    if role == "evaluator":
+def _at_host(job: Job, spec: Spec) -> Job:
+    """The job as it is seen from one host: with the workers that are there."""
+    beside = spec.beside or job.workers
+    return replace(job, workers=beside, min_workers=min(job.min_workers, beside))
+
+
+def _threads(job: Job, spec: Spec) -> int:
+    cores, workers = os.cpu_count() or 1, _at_host(job, spec).workers
+    if spec.role == "evaluator":
         return 1
-    if role == "shard":
+    if spec.role == "shard":
         # Cores that no worker needs; beyond 4 the memory is the limit.
-        return min(max(1, (cores - job.workers) // job.shards), 4)
-    return job.threads or max(1, cores // job.workers)
+        return min(max(1, (cores - workers) // job.shards), 4)
+    return job.threads or max(1, cores // workers)
 
 
 def be_process(spec: Spec) -> None:

@@ -20,7 +20,7 @@ from distbelief.controller.account import Account
 from distbelief.controller.entry import HaltShards, StopWork
 from distbelief.controller.machine import CONTROLLER, Controller
 from distbelief.controller.standby import Standby
-from distbelief.engine import Process
+from distbelief.engine import Engine, Process
 from distbelief.examiner import Examiner
 from distbelief.folder import RunFolder
 from distbelief.job import Job, Until
@@ -63,6 +63,7 @@ class Run:
         self,
         job: Job,
         folder: RunFolder,
+        engine: Engine,
         queue: LeaseQueue,
         live: LiveLine,
         stop: Stop,
@@ -129,6 +130,7 @@ class Run:
         self._staff = Staff(
             job,
             folder,
+            engine,
             self._standby,
             live.say,
             self._token,
@@ -207,6 +209,7 @@ class Run:
             self._check(now, began)
             self._heed_stop(now, running)
             staff.heed_asked()
+            staff.heed_leaving()
             if self._examiner is not None and self._controller.is_initialised:
                 self._examiner.look(self._standby.endpoint)
             staff.end_unneeded(running)

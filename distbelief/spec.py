@@ -33,6 +33,13 @@ class Spec:
     """For a shard that is started again: where its workers look for it; 0 for any."""
     contract: str = ""
     """For a shard of a run that is resumed with another rate or length: what it goes on with."""
+    host: str = ""
+    """Address at which it listens; empty for the job's `net.host`."""
+    beside: int = 0
+    """Workers that share its host; 0: all of the job."""
+    lease_s: float = 0.0
+    """A shard that the controller has not answered for so long takes nothing until it does: it may
+    have been replaced. 0 where no network can come between."""
     monitor: str = ""
     """Where it sends its reports; empty where there is no monitor."""
     keys: Keys | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from distbelief.controller.entry import Admit, Leave, Lose, LoseShard
 from distbelief.controller.standby import Standby
-from distbelief.engine import Engine, LocalEngine, Process
+from distbelief.engine import Engine, Process
 from distbelief.folder import RunFolder
 from distbelief.grants import Grants
 from distbelief.job import Job
@@ -36,6 +36,7 @@ class Staff:
         self,
         job: Job,
         folder: RunFolder,
+        engine: Engine,
         standby: Standby,
         say: Callable[[str], None],
         token: Secret,
@@ -59,7 +60,7 @@ class Staff:
         self._contract = contract
         self._notice = notice
         self._monitor = monitor
-        self._engine: Engine | None = None
+        self._engine = engine
         self._grants = Grants(folder.path, attempt)
         self._supervisor = Supervisor(job.restarts)
         self._workers: dict[str, Process] = {}
@@ -115,7 +116,6 @@ class Staff:
 
     def start(self) -> None:
         """Start all. Raises: Problem."""
-        self._engine = self._make_engine()
         self._say(f"starting {self._job.shards} shards and {self._job.workers} workers")
         for role, count in (("shard", self._job.shards), ("worker", self._job.workers)):
             for index in range(count):
@@ -139,6 +139,7 @@ class Staff:
     def look_after_shards(self, now: float) -> None:
         """Have shards that are lost, or frozen, started again. Raises: Problem."""
         controller, supervisor = self._controller, self._supervisor
+        self._engine.look(now)
         for name, shard in self._shards.items():
             if supervisor.is_waiting(name):
                 continue
@@ -179,6 +180,17 @@ class Staff:
                 self._scale(int(text))
         self._fill()
 
+    def heed_leaving(self) -> None:
+        """Have processes leave whose host is about to be taken away; others take their places."""
+        for name in self._engine.leaving():
+            member = self._controller.members.get(name)
+            if name in self._shards and member is not None:
+                self._say(f"{name} is asked to move: its host is about to be taken away")
+                self._engine.ask_to_end(name, member.pid)
+            elif name in self._active:
+                self._wanted = len(self._active)
+                self._drain(name)
+
     def end_unneeded(self, running: list[Process]) -> None:
         """At the end nobody waits for workers for which there was never room."""
         queue, members = self._controller.queue, self._controller.members
@@ -200,28 +212,12 @@ class Staff:
         """End all that run."""
         for process in self._processes:
             process.kill()
-        if self._engine is not None:
-            self._engine.close()
 
     # Inside
 
     @property
     def _processes(self) -> list[Process]:
         return [*self._workers.values(), *self._shards.values()]
-
-    def _make_engine(self) -> Engine:
-        if self._job.engine == "local":
-            return LocalEngine()
-        # Here and not at the top: Ray takes half a second to import, and --engine local works
-        # where it is not installed.
-        try:
-            from distbelief.ray_engine import RayEngine
-        except ImportError as error:
-            fix = "pip install ray, or use --engine local"
-            raise Problem("DB-ENV-001", f"Ray cannot be imported: {error}", fix=fix) from error
-        self._say("starting Ray")
-        job = self._job
-        return RayEngine(job.address, job.workers, job.shards, job.gpus)
 
     def _make_spec(self, role: str, index: int) -> Spec:
         spec = Spec(
@@ -253,7 +249,6 @@ class Staff:
         self._specs[spec.name] = spec
         self._standby.do(Admit(spec.name))
         processes = self._shards if spec.role == "shard" else self._workers
-        assert self._engine is not None
         process = self._engine.start(spec)
         if spec.role == "worker":
             processes.pop(spec.name, None)  # the newest is the last one
@@ -386,8 +381,12 @@ class Staff:
         if not self._standby.is_current:
             return
         silent = self._controller.silent(now, self._job.silence_s)
+        quiet = self._controller.silent(now, SHARD_SILENCE_S)
         for worker in running:
-            if worker.name in silent:  # found as lost by the next look
+            if worker.name in quiet and not worker.is_reachable:
+                self._say(f"worker {worker.name} is given up: its host does not answer")
+                worker.kill()
+            elif worker.name in silent:  # found as lost by the next look
                 self._say(
                     f"worker {worker.name} has said nothing for {self._job.silence_s:.0f} s and "
                     "is ended (silence_s says how long one may be silent)"

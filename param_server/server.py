@@ -176,6 +176,8 @@ class ShardServer:
         self._seen_changes = shard.num_changes
         self._changed_at = self._failed_at = float("-inf")
         self._saved_at = clock()
+        self.is_suspended = False
+        """Another process may be this shard by now: messages are left without an answer."""
         self.storage_error: str | None = None
         """Why the last snapshot failed; None while snapshots succeed."""
         self.saved: Saved | None = None
@@ -212,6 +214,9 @@ class ShardServer:
             return True
         if received is not None:
             peer, frames = received
+            if self.is_suspended:
+                self.shard.counts["suspended"] += 1
+                return True
             if self._reads_not(peer):
                 self.shard.counts["unread"] += 1
                 return True

@@ -57,6 +57,8 @@ class Control:
         self._clock = clock
         self._sleep = sleep
         self._asked_at = self._answered_at = clock()
+        self.granted_at = self._asked_at
+        """When the newest note that `hear` has an answer to was sent."""
         self._is_beat_open = False
         self._is_gone = False
         transport.connect(0, endpoint)
@@ -126,7 +128,7 @@ class Control:
         if received is not None and not received[1]:
             self._connect_anew()
         elif received is not None:
-            self._answered_at = now
+            self._answered_at, self.granted_at = now, self._asked_at
             self._is_beat_open = False
             answer = ANSWERS.decode(received[1][0])
             assert isinstance(answer, AnyAnswer)  # the codec knows no other messages

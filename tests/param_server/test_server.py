@@ -420,3 +420,20 @@ def test_the_monitor_is_told_of_snapshots_and_of_a_disk_that_is_full(tmp_path):
     clock.now = 3.0
     server.serve_once(0.0)
     assert mailbox.reports[-1].storage_error == "no space left"
+
+
+def test_a_shard_that_may_have_been_replaced_answers_nothing():
+    server, peer, wire, _ = serving()
+    before = state_of(server.shard)
+    server.is_suspended = True
+    message, payload = peer.make_push({0: torch.ones(64)}, seq=1)
+    push = (peer.connection, [encode(message), *payload])
+    wire.inbox.append(push)
+    server.serve_once(0.0)
+    assert wire.sent == []
+    assert state_of(server.shard) == before
+    assert server.shard.counts["suspended"] == 1
+    server.is_suspended = False
+    wire.inbox.append(push)
+    server.serve_once(0.0)
+    assert isinstance(REPLIES.decode(wire.sent[0][1][0]), Ack)

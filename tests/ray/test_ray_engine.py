@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import ray
+from PIL import Image
 
 from distbelief.launcher import launch
-from distbelief.problem import Problem
-from distbelief.ray_engine import RayEngine
 from tests.helpers.runs import KillOnce, Watch, num_trained, tiny_job
 from tests.helpers.secrets import Secrets
 
@@ -114,21 +113,62 @@ def training(user_folder):
     return any("begins" in log.read_text() for log in logs)
 
 
-def test_a_cluster_of_two_machines_is_refused():
-    """Ray's own way to have two on one: a second raylet."""
+@pytest.fixture(scope="module")
+def two_hosts():
+    """Ray's own way to have two on one machine: a second raylet."""
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 2**20}
     )
     try:
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-        with pytest.raises(Problem, match="has several machines") as caught:
-            RayEngine(cluster.address, 1, 1)
-        assert (caught.value.code, caught.value.exit_code) == ("DB-ENV-002", 3)
-        assert not ray.is_initialized()
+        cluster.add_node(num_cpus=3, object_store_memory=80 * 2**20, resources={"worker": 1})
+        yield cluster.address
     finally:
         cluster.shutdown()
+
+
+def test_a_run_on_two_hosts_is_placed_encrypted_and_trains_every_sample(two_hosts, user_folder):
+    watch = Watch()
+    job = tiny_job(user_folder / "runs", engine="ray", address=two_hosts, shards=1)
+    result = launch(job, live=watch)
+    assert (result.exit, result.error) == ("done", None)
+    assert result.samples == 2 * 1437
+    assert result.accounting["adds_up"] is True
+    assert any("are encrypted, by keys of this run" in text for text in watch.said)
+    said = json.loads((user_folder / "runs" / result.run / "processes.json").read_text())
+    assert {row["name"] for row in said} >= {"w0", "w1", "shard0"}
+    assert not ray.is_initialized()
+
+
+def test_a_run_that_does_not_fit_says_how_much_is_lacking(two_hosts, user_folder):
+    more = {"engine": "ray", "address": two_hosts}
+    result = launch(tiny_job(user_folder / "runs", workers=8, **more), live=Watch())
+    assert result.error is not None
+    assert result.error["code"] == "DB-ENV-002"
+    assert "8 workers with 1 CPU each need 8 CPU beside 2 shards" in result.error["text"]
+    assert "the cluster has 4" in result.error["text"]
+    assert not ray.is_initialized()
+    wanting = tiny_job(user_folder / "runs", gpus=1.0, **more)
+    refused = launch(wanting, live=Watch())
+    assert refused.error is not None
+    assert refused.error["code"] == "DB-ENV-009"
+    assert "2 workers with 1 CPU and 1 GPU each need 2 GPU" in refused.error["text"]
+
+
+def test_data_that_is_missing_on_a_host_is_named_before_the_start(two_hosts, user_folder):
+    """The launcher has it; the hosts get the folder of the command without what git ignores."""
+    for label in ("cat", "dog"):
+        folder = user_folder / "photos" / label
+        folder.mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / f"{number}.png")
+    (user_folder / ".gitignore").write_text("photos\nruns\n")
+    more = {"engine": "ray", "address": two_hosts, "data.source": "folder:photos"}
+    result = launch(tiny_job(user_folder / "runs", **more), live=Watch())
+    assert result.error is not None
+    assert result.error["code"] == "DB-DATA-008"
+    assert "the data, photos, is not on host" in result.error["text"]
 
 
 GPU_NETS = """
@@ -157,4 +197,4 @@ def test_two_workers_share_one_gpu_and_three_have_no_room(user_folder, monkeypat
     refused = launch(tiny_job(user_folder / "runs", workers=3, **more), live=Watch())
     assert refused.error is not None
     assert refused.error["code"] == "DB-ENV-009"
-    assert "has 1 GPU: room for 2" in refused.error["text"]
+    assert "the cluster has 1: room for 2" in refused.error["text"]

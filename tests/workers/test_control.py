@@ -222,6 +222,16 @@ def test_hear_does_not_wait_and_sends_at_its_pace():
     assert 0.6 <= line.now < 1.0
 
 
+def test_what_an_answer_grants_counts_from_when_the_note_was_sent():
+    line = Line(Noted())
+    control = line.control()
+    line.now = 1.0
+    assert control.hear(beat(), 0.2) is None
+    line.now = 3.0  # the answer was long on its way
+    assert control.hear(beat(), 0.2) == Noted()
+    assert control.granted_at == 1.0
+
+
 def test_hear_raises_when_nobody_has_answered_for_too_long():
     line = Line(Noted())
     control = line.control(give_up_s=10)
