@@ -15,9 +15,9 @@ from tests.helpers.stores import ObjectStore
 from tests.param_server.jobs import RUN, TOKEN, Peer, make_contract, numbers, ready_shard, values_of
 
 
-@pytest.fixture(params=["path", "file", "memory", "objects"])
+@pytest.fixture(params=["path", "objects"])
 def place(request, tmp_path):
-    """A store of each kind, with a place for the run."""
+    """A store of a kind, with a place for the run."""
     ObjectStore.empty()
     found = {
         "path": str(tmp_path / "store"),
@@ -87,6 +87,7 @@ def hosts(place, tmp_path):
     return [Host(place, tmp_path, f"host{i}") for i in range(3)]
 
 
+@pytest.mark.parametrize("place", ["path", "file", "memory", "objects"], indirect=True)
 def test_another_host_with_an_empty_disk_goes_on_bit_for_bit(hosts):
     one, two, _ = hosts
     one.start(1)

@@ -1,0 +1,112 @@
+"""Hosts that are lost with their disks, in real runs whose snapshots are in a store too.
+
+The disk of a shard's host is its folder of snapshots and ledgers: that goes with its process. For
+the history checker, which has to know what was acknowledged, the ledgers are put back at the end.
+"""
+
+import json
+import os
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from distbelief.chaos.checker import Checker
+from tests.chaos.test_runs import Disturbed
+from tests.helpers.children import until
+
+SCRIPT = """
+import sys, time, torch, distbelief
+from distbelief.chaos.gradients import gradient
+me = distbelief.worker()
+flat = torch.nn.Parameter(torch.zeros(int(sys.argv[1])))
+optimizer = distbelief.Downpour([("flat", flat)], lr=1.0)
+seq = 0
+while True:
+    seq += 1
+    optimizer.zero_grad()
+    flat.grad = gradient(len(flat), me.count, me.index, me.incarnation, seq)
+    optimizer.step(samples=1)
+    time.sleep(0.01)
+"""
+
+
+class Lossy(Disturbed):
+    """A run whose shards lose their disks."""
+
+    @property
+    def store(self):
+        return self.folder / "store" / self.run.name
+
+    def names(self, shard):
+        """Of its snapshots in the store, oldest first."""
+        return sorted(path.stem for path in (self.store / shard).glob("e*-v*.json"))
+
+    @contextmanager
+    def kill(self, name):
+        """SIGKILL; what is done meanwhile is done before anybody starts it again."""
+        pid, at = self.pids[name], time.monotonic()
+        self.launcher.send_signal(signal.SIGSTOP)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not is_running(pid))
+        yield
+        self.launcher.send_signal(signal.SIGCONT)
+        fault = {"kind": "kill", "target": name, "pid": pid, "at": at, "until": time.monotonic()}
+        with (self.run / "faults.jsonl").open("a") as file:
+            file.write(json.dumps(fault) + "\n")
+        until(lambda: self.pids[name] != pid, 30)
+
+    def lose(self, name):
+        """Its process and its disk are gone."""
+        with self.kill(name):
+            shutil.move(self.run / "snapshots" / name, self.folder / f"lost-{time.monotonic_ns()}")
+
+    def put_back_ledgers(self, name):
+        for file in self.folder.glob("lost-*/ledger-*"):
+            target = self.run / "snapshots" / name / file.name
+            assert not target.exists()
+            shutil.copy(file, target)
+
+
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def lossy(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    run = Lossy(tmp_path, str(script), ["70000"], f"save.store={tmp_path / 'store'}")
+    try:
+        run.begin()
+        yield run
+    finally:
+        if run.launcher.poll() is None:
+            run.launcher.send_signal(signal.SIGCONT)
+        run.close()
+
+
+def test_a_shard_that_is_lost_with_its_disk_loses_nothing_that_was_acknowledged(lossy):
+    for _ in range(3):
+        before = lossy.names("shard0")
+        until(lambda before=before: lossy.names("shard0") > before, 30)
+        lossy.lose("shard0")
+        lossy.go_on()
+    result = lossy.stop()
+    assert result["exit"] == "stopped", lossy.said
+    assert result["shard_restarts"] == 3
+    assert result["workers_lost"] == 0
+    assert "Traceback" not in lossy.said
+    assert (lossy.store / "result.json").read_text() == (lossy.run / "result.json").read_text()
+    lossy.put_back_ledgers("shard0")
+    verdict = Checker(lossy.run).check(gradients=True)
+    assert verdict.violations == []
+    assert verdict.acked > 100
+    assert verdict.lost == verdict.lost_double_fault == result["lost_double_fault"] == 0
+    assert len(lossy.names("shard0")) == 2
