@@ -79,10 +79,11 @@ def is_running(pid):
 
 
 @pytest.fixture
-def lossy(tmp_path):
+def lossy(request, tmp_path):
+    settings = [f"save.store={tmp_path / 'store'}", getattr(request, "param", "save.ack=applied")]
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    run = Lossy(tmp_path, str(script), ["70000"], f"save.store={tmp_path / 'store'}")
+    run = Lossy(tmp_path, str(script), ["70000"], *settings)
     try:
         run.begin()
         yield run
@@ -110,3 +111,40 @@ def test_a_shard_that_is_lost_with_its_disk_loses_nothing_that_was_acknowledged(
     assert verdict.acked > 100
     assert verdict.lost == verdict.lost_double_fault == result["lost_double_fault"] == 0
     assert len(lossy.names("shard0")) == 2
+
+
+def storage_error(run):
+    status = json.loads((run.run / "status.json").read_text())
+    return status["shards"]["shard0"]["storage_error"]
+
+
+@pytest.mark.parametrize("lossy", ["save.ack=durable"], indirect=True)
+def test_while_the_store_is_away_nothing_is_durable_and_a_lost_host_costs_nothing(lossy):
+    """The pushes that its disk had and the store did not are sent again by their workers."""
+    until(lambda: lossy.names("shard0"), 30)
+    lossy.store.parent.rename(lossy.folder / "away")
+    until(lambda: "cannot be read" in storage_error(lossy), 30)
+    on_disk = lossy.run / "snapshots" / "shard0"
+    away = lossy.folder / "away" / lossy.run.name / "shard0"
+    until(lambda: newest(on_disk) > newest(away), 30)
+    acks = lossy.num_acks
+    time.sleep(1.0)
+    assert lossy.num_acks == acks  # each worker waits for its last push to be durable
+    with lossy.kill("shard0"):
+        shutil.move(on_disk, lossy.folder / "lost-1")
+        (lossy.folder / "away").rename(lossy.folder / "store")
+    lossy.go_on()
+    until(lambda: not storage_error(lossy))
+    result = lossy.stop()
+    assert result["exit"] == "stopped", lossy.said
+    lossy.put_back_ledgers("shard0")
+    verdict = Checker(lossy.run).check(gradients=True)
+    assert [
+        text for text in verdict.violations if not text.startswith("I7")
+    ] == []  # it had to wait
+    assert verdict.lost == verdict.lost_double_fault == 0
+
+
+def newest(folder):
+    """The name of its newest snapshot."""
+    return max(path.name.partition(".")[0] for path in folder.glob("e*-v*"))
