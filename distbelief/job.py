@@ -27,6 +27,7 @@ from distbelief.param_server.guard import GuardConfig
 from distbelief.param_server.layout import Group
 from distbelief.param_server.schedule import Schedule
 from distbelief.param_server.update import SGD, Rule, make_rule, momentum_for
+from distbelief.param_server.url import is_url
 from distbelief.problem import Problem
 from distbelief.settings import ENV_PREFIX, KeyProblem, Settings, gather, variable_of
 from distbelief.workers.compute import ComputeConfig
@@ -42,6 +43,7 @@ SEED_END = 2**32
 _ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}")
 _UNTIL = re.compile(r"(\d+)(?:-(epoch|update)s?|(s|m|h))")
 _ROOT_PATH = re.compile(r"(/[\w.~-]+)+")
+_PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 _MEANT = re.compile(r"did you mean (.+)\?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
@@ -308,6 +310,10 @@ class SaveConfig:
     has not saved is lost with it."""
     backup_mb: int = 512
     """MiB of pushed gradients that a worker keeps until they are saved; 2 to 64 pushes."""
+    store: str = ""
+    """Where snapshots are kept too, for when a host is lost: a URL that fsspec knows, such as
+    `s3://bucket/runs`, or the absolute path of a folder that all hosts have mounted. Pushes are
+    durable when they are there. Empty: snapshots are in the run folder alone."""
     history: bool = False
     """Keep what shards have acknowledged for good, and have workers write down what they push and
     what was answered: for the history checker."""
@@ -315,6 +321,23 @@ class SaveConfig:
     @property
     def backup_bytes(self) -> int:
         return 0 if self.ack == "none" else self.backup_mb * 2**20
+
+    def check(self) -> None:
+        """Raises: ValueError for what makes no sense."""
+        if self.ack not in ACKS:
+            raise ValueError(f"save.ack {self.ack!r} is none of {', '.join(ACKS)}")
+        if self.store and not (is_url(self.store) or Path(self.store).is_absolute()):
+            raise ValueError(
+                f"save.store is {self.store!r}: name a URL such as s3://bucket/runs, or an "
+                "absolute path that is the same on all hosts"
+            )
+        if "::" in self.store:
+            raise ValueError(f"save.store {self.store!r} is a chain of URLs: name the last of them")
+        if _PASSWORD.search(self.store):
+            raise ValueError(
+                "save.store has a password in it, which would be written into the run folder: give "
+                "it in the environment, as the store's own tools read it"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -458,8 +481,6 @@ class Job:
                 f"min_workers is {self.min_workers}, more than workers, which is {self.workers}: "
                 f'say both, as in workers = "1:{self.workers}"'
             )
-        if self.save.ack not in ACKS:
-            raise ValueError(f"save.ack {self.save.ack!r} is none of {', '.join(ACKS)}")
         for name, seed in (("seed", self.seed), ("data.seed", self.data_seed)):
             if not 0 <= seed < SEED_END:
                 raise ValueError(f"{name} must be at least 0 and below 2**32, got {seed}")
@@ -496,6 +517,7 @@ class Job:
                 f"net.keys is {self.net.keys}, but connections over {self.net.host} are not "
                 "encrypted: add --set net.encrypt=true"
             )
+        self.save.check()
         self.monitor.check()
         # Checked here, so that a mistake is found before any process is started.
         Until.parse(self.until)

@@ -49,6 +49,7 @@ from distbelief.run import Run
 from distbelief.signals import heeding
 from distbelief.statistics import renew_statistics
 from distbelief.stop import Stop, StoppedNow
+from distbelief.stored import Copies, keep_copies
 from distbelief.trained import Trained
 from distbelief.workers.arena import Arena
 from distbelief.workers.lease import LeaseQueue, Position
@@ -286,7 +287,9 @@ def _run(
             f"{folder.path} cannot be written: {error.strerror or error}",
             fix="free some space, or name another place with --run-dir",
         ) from error
+    copies: Copies | None = None
     try:
+        copies = keep_copies(job, folder)
         with launcher_log(folder), live or LiveLine(sys.stderr, plain=True) as line:
             line.watch(folder)
             line.say(_headline(job, plan, folder, checkpoint))
@@ -337,6 +340,8 @@ def _run(
             result.write(folder.path)
         except OSError as error:  # the caller still gets it
             logger.error("%s/result.json cannot be written: %s", folder.path, error)
+        if copies is not None:
+            copies.close()
         if run is not None:
             run.spectator.close(json.loads(result.to_json()), time.time())
     return result

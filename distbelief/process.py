@@ -30,7 +30,9 @@ from distbelief.factory import make_contract, make_model, num_loaders, open_data
 from distbelief.job import Job
 from distbelief.listen import listen
 from distbelief.open_files import allow_files
+from distbelief.param_server.carrier import Carrier
 from distbelief.param_server.contract import Contract
+from distbelief.param_server.depot import Depot
 from distbelief.param_server.errors import (
     DistBeliefError,
     Refused,
@@ -39,17 +41,20 @@ from distbelief.param_server.errors import (
 )
 from distbelief.param_server.identity import Identity
 from distbelief.param_server.ledger import Ledger, recall
+from distbelief.param_server.recovery import Found, begin
 from distbelief.param_server.report import EVERY_S, every_s
 from distbelief.param_server.reporter import Reporter, ZmqSender
 from distbelief.param_server.server import ShardServer, SnapshotConfig
 from distbelief.param_server.shard import Shard, ShardConfig
 from distbelief.param_server.shared import Shared
 from distbelief.param_server.snapshot import SnapshotStore
+from distbelief.param_server.storage import storage_of
 from distbelief.param_server.transport import ZmqClient, keep_freed_memory
 from distbelief.param_server.wire import sayable
 from distbelief.problem import Problem
 from distbelief.run_script import run_script
 from distbelief.spec import Spec
+from distbelief.stored import unusable
 from distbelief.workers.control import Control, ControllerGone, Locator
 from distbelief.workers.notes import QUARANTINED, Beat, Ended, Fence, Fenced, Halt, Serving
 from distbelief.workers.own import user_frames
@@ -245,17 +250,9 @@ def _run_shard(
         guard=job.guard,
     )
     store = SnapshotStore(Path(spec.run_path) / "snapshots" / spec.name, job.save.keep)
-    try:
-        store.claim(spec.inc)  # from here on no earlier process saves there
-    except SnapshotFenced as error:
-        raise Deposed(str(error)) from error
-    except SnapshotFailed as error:
-        logger.error("%s", error)
-    found = store.latest()
-    if found is not None:
-        for wrong in found[1]:
-            logger.error("snapshot not used: %s", wrong)
-    image = found[0] if found is not None else None
+    depot = _depot_of(spec, job)
+    found = _begin(spec, job, store, depot)
+    image = found.image if found is not None else None
     if image is not None and spec.contract:
         image = replace(image, contract=Contract.from_json(spec.contract.encode()))
     shared = Shared(is_on=job.net.shared_memory)
@@ -278,7 +275,11 @@ def _run_shard(
     announce = net.announce
     halt = threading.Event()
     stack = contextlib.ExitStack()
+    carrier = None
     try:
+        if depot is not None:
+            carrier = Carrier(depot, store.folder)
+            store.held = partial(getattr, carrier, "names")
         saving = SnapshotConfig(every_s=job.save.every_s, backup_bytes=job.save.backup_bytes)
         reporter = stack.enter_context(_reporter_of(spec, job, context))
         server = ShardServer(
@@ -289,7 +290,10 @@ def _run_shard(
             shared=shared,
             ledger=ledger,
             reporter=reporter,
+            carrier=carrier,
         )
+        if found is not None and not found.is_stored:
+            server.carry(found.name, found.image)
         control.ask(
             Serving(
                 run=spec.run,
@@ -322,9 +326,35 @@ def _run_shard(
             raise Problem("DB-STORE-001", server.storage_error)
     finally:
         stack.close()
+        if carrier is not None:
+            carrier.abandon()
         transport.close()
         shared.close()
         ledger.close()
+
+
+def _depot_of(spec: Spec, job: Job) -> Depot | None:
+    """Where the shard's snapshots are kept too. Raises: Problem."""
+    if not job.save.store:
+        return None
+    try:
+        storage = storage_of(job.save.store, spec.run)
+    except (OSError, ValueError) as error:
+        raise unusable(job.save.store, str(error)) from error
+    return Depot(storage, spec.name, spec.inc, job.save.keep)
+
+
+def _begin(spec: Spec, job: Job, store: SnapshotStore, depot: Depot | None) -> Found | None:
+    """Take over from all earlier epochs. Raises: Deposed, Problem."""
+    try:
+        found = begin(store, depot, spec.inc)
+    except SnapshotFenced as error:
+        raise Deposed(str(error)) from error
+    except SnapshotFailed as error:
+        raise unusable(job.save.store, str(error)) from error
+    for wrong in () if found is None else found.wrong:
+        logger.error("snapshot not used: %s", wrong)
+    return found
 
 
 class Deposed(Exception):

@@ -185,7 +185,7 @@ class Fleet:
         )
         self._homes: dict[str, str] = {}
         """By shard, the name of the only host that has its snapshots."""
-        self._is_stored = bool(getattr(job.save, "store", ""))
+        self._is_stored = bool(job.save.store)
         self._root = _root(job)
         self._left: set[tuple[str, str]] = set()
         self._beside: dict[str, int] = {}

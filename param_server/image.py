@@ -1,7 +1,7 @@
 """Image: all of a shard at one moment, held still for whoever writes it down. No I/O."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -44,6 +44,11 @@ class ShardImage:
     def version(self) -> int:
         """Version of the part that is furthest behind."""
         return min(part.version for part in self.parts)
+
+    def bare(self) -> "ShardImage":
+        """What it says of the parts, without their values."""
+        parts = tuple([replace(part, tensors={}) for part in self.parts])
+        return replace(self, parts=parts, buffers={}, pins=())
 
     def release(self) -> None:
         for pin in self.pins:

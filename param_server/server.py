@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from distbelief.param_server.backup import window_of
+from distbelief.param_server.carrier import Carrier
 from distbelief.param_server.errors import RemoteProtocolError, SnapshotFailed, SnapshotFenced
 from distbelief.param_server.image import ShardImage
 from distbelief.param_server.ledger import Ledger
@@ -48,6 +49,9 @@ AGAIN_S = 1.0
 AT_ONCE_S = 2e-4
 """A message that came within so short a wait was there already."""
 
+FINISH_S = 40.0
+"""For the last snapshot to be copied to where other hosts find it."""
+
 SWEEP_S = 1.0
 """How often it looks whether the processes whose memory it has mapped still live."""
 
@@ -70,7 +74,7 @@ class SnapshotConfig:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """The newest snapshot on disk."""
+    """The newest snapshot that is durable."""
 
     name: str
     version: int
@@ -149,11 +153,13 @@ class ShardServer:
         shared: Shared | None = None,
         ledger: Ledger | None = None,
         reporter: Reporter | None = None,
+        carrier: Carrier | None = None,
     ) -> None:
         """store: None keeps nothing on disk. ledger: the one that the shard's `on_push` writes.
         shared: the one that made the shard's home; None
-        serves over the transport alone. reporter: tells the monitor; None tells nobody. Both are
-        the caller's to close."""
+        serves over the transport alone. reporter: tells the monitor; None tells nobody. carrier:
+        copies snapshots to where they have to be to be durable; None: on disk they are. All three
+        are the caller's to close."""
         self.shard = shard
         self._transport = transport
         self._store = store
@@ -178,10 +184,20 @@ class ShardServer:
         self._saved_at = clock()
         self.is_suspended = False
         """Another process may be this shard by now: messages are left without an answer."""
+        self._carrier = carrier
+        self._carried: dict[str, tuple[Saved, ShardImage]] = {}
+        """By name, what is on its way to be durable; images without values."""
+        self._error: SnapshotFailed | None = None
         self.storage_error: str | None = None
         """Why the last snapshot failed; None while snapshots succeed."""
         self.saved: Saved | None = None
-        """The newest snapshot that this process has written."""
+        """The newest durable snapshot that this process has written."""
+
+    def carry(self, name: str, image: ShardImage) -> None:
+        """The shard goes on from a snapshot that has yet to be copied to where it is durable."""
+        assert self._carrier is not None
+        self.shard.mark_undurable()
+        self._carry(_saved_of(name, image, self._clock()), image)
 
     def serve(self, is_stopping: Callable[[], bool]) -> None:
         """Answer messages until `is_stopping`, asked each TICK_S, says so; then save.
@@ -248,6 +264,7 @@ class ShardServer:
     def look(self) -> None:
         """Do what is due besides messages: snapshots, and letting go of dead workers' memory."""
         self._save_if_due()
+        self._look_at_carrier()
         ended = self._transport.bound_intake(self.shard.allowance)
         if ended != self.shard.counts["flooded"]:
             if ended >= 2 * self.shard.counts["flooded"]:  # not a line for each of thousands
@@ -316,13 +333,13 @@ class ShardServer:
             return True
         if not config.backup_bytes:
             return False
+        if now - self._changed_at >= IDLE_S:
+            return True
+        if self._carrier is not None and not self._carrier.is_idle:
+            return False  # a newer one would not be durable any sooner
         assert shard.contract is not None
         window = window_of(4 * shard.contract.layout.total, config.backup_bytes)
-        return (
-            shard.is_waited_for
-            or 2 * shard.num_undurable >= window
-            or now - self._changed_at >= IDLE_S
-        )
+        return shard.is_waited_for or 2 * shard.num_undurable >= window
 
     def _start_saving(self) -> None:
         assert self._store is not None
@@ -345,21 +362,55 @@ class ShardServer:
         self._saved_at = self._clock()
         self._save_s = self._saved_at - taken_at
         image.release()
+        self._error = error
         if error is None:
             self._saved_changes = changes
-            self.shard.mark_durable(image)
             if self._ledger is not None and self._store is not None:
                 self._ledger.forget(start, self._store.keep)
-            samples = min(part.samples for part in image.parts)
-            self.saved = Saved(path.name, image.version, samples, taken_at)
+            saved = _saved_of(path.name, image, taken_at)
+            if self._carrier is None:
+                self._mark_durable(saved, image)
+            else:
+                self._carry(saved, image)
             logger.info("saved shard=%d version=%d", image.index, image.version)
         elif isinstance(error, SnapshotFenced):
-            logger.error("%s", error)
-            self.shard.is_deposed = True
+            self._depose(error)
         elif self.storage_error is None:
             logger.error("%s", error)
         if error is not None:
             self._failed_at = self._clock()
+        self._tell_storage()
+
+    def _carry(self, saved: Saved, image: ShardImage) -> None:
+        assert self._carrier is not None
+        self._carried.pop(saved.name, None)
+        self._carried[saved.name] = saved, image.bare()
+        self._carrier.carry(saved.name)
+
+    def _look_at_carrier(self) -> None:
+        """See which snapshot has become durable, or what keeps it."""
+        if self._carrier is None:
+            return
+        done = self._carrier.take_done()
+        if done in self._carried:
+            self._mark_durable(*self._carried[done])
+            names = list(self._carried)
+            for name in names[: names.index(done) + 1]:
+                del self._carried[name]
+        if isinstance(self._carrier.error, SnapshotFenced) and not self.shard.is_deposed:
+            self._depose(self._carrier.error)
+        self._tell_storage()
+
+    def _mark_durable(self, saved: Saved, image: ShardImage) -> None:
+        self.shard.mark_durable(image)
+        self.saved = saved
+
+    def _depose(self, error: SnapshotFenced) -> None:
+        logger.error("%s", error)
+        self.shard.is_deposed = True
+
+    def _tell_storage(self) -> None:
+        error = self._error or (None if self._carrier is None else self._carrier.error)
         self.shard.is_stalled = error is not None
         self.storage_error = None if error is None else str(error)
 
@@ -370,6 +421,14 @@ class ShardServer:
             self._start_saving()
             if self._saver is not None:
                 self._collect()
+        if self._carrier is not None and not self.shard.is_deposed:
+            self._carrier.finish(FINISH_S)
+            self._look_at_carrier()
+
+
+def _saved_of(name: str, image: ShardImage, taken_at: float) -> Saved:
+    samples = min(part.samples for part in image.parts)
+    return Saved(name, image.version, samples, taken_at)
 
 
 def _size(reply: Reply) -> int:

@@ -298,6 +298,12 @@ class Shard:
         for part in image.parts:
             self.parts[part.index].durable = dict(part.table)
 
+    def mark_undurable(self) -> None:
+        """What this epoch began with is not where it must be to be durable."""
+        self.is_saved = False
+        for part in self.parts.values():
+            part.durable = {}
+
     @property
     def num_workers(self) -> int:
         """Workers that have said hello and have not left."""

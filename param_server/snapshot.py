@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,16 @@ _NAME = re.compile(r"e\d{6,}-v\d{12,}(-\d{6})?")
 class SnapshotStore:
     """The snapshots of one shard in one folder. Its methods may run in any one thread."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        """keep: how many to leave on disk; at least 2, or a damaged newest one is the end."""
+    def __init__(
+        self, folder: Path, keep: int = 2, held: Callable[[], Collection[str]] = tuple
+    ) -> None:
+        """keep: how many to leave on disk; at least 2, or a damaged newest one is the end.
+        held: others that may not go now, by name."""
         if keep < 2:
             raise ValueError(f"keep must be at least 2, got {keep}")
         self.folder = folder
         self.keep = keep
+        self.held = held
 
     @property
     def epoch(self) -> int:
@@ -129,7 +133,32 @@ class SnapshotStore:
 
     def load(self, name: str) -> ShardImage:
         """Raises: SnapshotCorrupt, naming the file, if anything in it is not as it was written."""
-        return _load(self.folder, name)
+        try:
+            return _load(inside(self.folder, name))
+        except ValueError as error:
+            raise SnapshotCorrupt(str(error)) from error
+
+    def adopt(self, name: str, fill: Callable[[Path], None]) -> ShardImage:
+        """Take in a snapshot that another host has written, in place of one of that name.
+
+        fill: puts its files into a folder.
+        Raises: SnapshotCorrupt if it is not as it was written; SnapshotFailed. What `fill` raises.
+        """
+        working = self.folder / f".{name}.{os.getpid()}"
+        try:
+            working.mkdir(parents=True)
+            fill(working)
+            image = _load(working)
+            _sync(working / TENSORS)
+            _sync(working / MANIFEST)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            working.rename(self.folder / name)
+            _sync(self.folder)
+        except OSError as error:
+            raise SnapshotFailed(f"{self.folder / name} cannot be written: {error}") from error
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+        return image
 
     def latest(self) -> tuple[ShardImage, list[str]] | None:
         """The newest snapshot that is whole, and what was wrong with newer ones; None if none.
@@ -158,7 +187,10 @@ class SnapshotStore:
         return self.folder / f"{base}-{number:06d}"
 
     def _prune(self) -> None:
+        held = self.held()
         for name in self.names()[: -self.keep]:
+            if name in held:
+                continue
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
@@ -217,10 +249,9 @@ def _head(image: ShardImage) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def _load(store: Path, name: str) -> ShardImage:
-    file = store / name
+def _load(folder: Path) -> ShardImage:
+    file = folder
     try:
-        folder = inside(store, name)
         file = inside(folder, MANIFEST)
         manifest = json.loads(file.read_text(encoding="utf-8"))
         body: Mapping[str, Any] = manifest["body"]  # Any: JSON

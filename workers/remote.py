@@ -13,16 +13,10 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import fsspec
+from distbelief.param_server.url import file_system_of, told
 
 logger = logging.getLogger(__name__)
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path is a URL, of another file system than this machine's."""
-    return "://" in path
 
 
 def cache_folder() -> Path:
@@ -37,12 +31,12 @@ def names_of(url: str) -> list[str]:
     Raises: FileNotFoundError where nothing matches; OSError where the store cannot be asked;
     ValueError for a protocol that needs a package that is not here.
     """
-    with _told(url):
+    with told(url):
         return _names_of(url)
 
 
 def _names_of(url: str) -> list[str]:
-    store, path = _store_of(url)
+    store, path = file_system_of(url)
     if not any(mark in path for mark in "*?["):
         store.info(path)  # whether it is there
         return [url]
@@ -59,12 +53,12 @@ def copies_of(urls: Sequence[str]) -> list[str]:
 
 def copy_of(url: str) -> Path:
     """A file's copy on this machine, under its own name. Raises: as `names_of`."""
-    with _told(url):
+    with told(url):
         return _copy_of(url)
 
 
 def _copy_of(url: str) -> Path:
-    store, path = _store_of(url)
+    store, path = file_system_of(url)
     info = store.info(path)
     content = (url, store.ukey(path), info.get("size"), info.get("ETag"))
     key = hashlib.sha256(repr(content).encode()).hexdigest()[:24]
@@ -95,29 +89,6 @@ def beside(url: str, name: str) -> Path | None:
         return copy_of(other)
     except FileNotFoundError:
         return None
-
-
-def _store_of(url: str) -> tuple[Any, str]:  # Any: fsspec is not typed
-    try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
-    except ImportError as error:  # of the package for its protocol
-        raise ValueError(str(error)) from error
-    return found
-
-
-@contextlib.contextmanager
-def _told(url: str) -> Iterator[None]:
-    """Stores raise errors of their own packages: here they are OSErrors."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{url} is not there: {error}") from error
-    except OSError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{url}: {error}") from error
-    except Exception as error:
-        raise OSError(f"{url}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from braceexpand import braceexpand
 
+from distbelief.param_server.url import is_url
 from distbelief.workers.pixels import EXTENSIONS, MAX_BYTES, BadSample, Pictures, size_of
-from distbelief.workers.remote import beside, copies_of, is_remote, names_of
+from distbelief.workers.remote import beside, copies_of, names_of
 from distbelief.workers.split import Names, Split, digest_of
 
 MAX_OPEN = 64
@@ -139,7 +140,7 @@ def open_tars(pattern: str, split: str, image_size: int) -> Split | None:
         shards = _test_shards(pattern) if split == "test" else _of(pattern, split)
         train = shards if split == "train" else []
     listed: Path | None = Path(shards[0]).parent / "classes.json"
-    if is_remote(shards[0]):
+    if is_url(shards[0]):
         listed = beside(shards[0], "classes.json")
     names = None if listed is None else _listed_classes(listed)
     num_classes = None if names is None else len(names)
@@ -174,7 +175,7 @@ def open_tars(pattern: str, split: str, image_size: int) -> Split | None:
 
 
 def _indices(shards: Sequence[str]) -> list[Index]:
-    return [index_of(path) for path in (copies_of(shards) if is_remote(shards[0]) else shards)]
+    return [index_of(path) for path in (copies_of(shards) if is_url(shards[0]) else shards)]
 
 
 def index_of(path: str) -> Index:
@@ -424,7 +425,7 @@ def _expand(pattern: str, source: str) -> list[str]:
         raise ValueError(f"wds:{source}: {error}") from error
     found: list[str] = []
     for piece in pieces:
-        if is_remote(piece):
+        if is_url(piece):
             found += names_of(piece)
             continue
         names = [piece] if Path(piece).is_file() else sorted(glob.glob(piece, recursive=True))
@@ -435,7 +436,7 @@ def _expand(pattern: str, source: str) -> list[str]:
             )
         found += names
     for name in found:
-        is_file = is_remote(name) or Path(name).is_file()
+        is_file = is_url(name) or Path(name).is_file()
         if name.endswith((".gz", ".tgz", ".bz2", ".xz", ".zst")) or not is_file:
             raise ValueError(
                 f"{name} is no plain tar file: unpack it first; shards are read at any place"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distbelief.commands.run_argument import RUN, find, run_dir_option
+from distbelief.commands.run_argument import RUN, find, run_dir_option, runs_folder
 from distbelief.commands.training import (
     WORKERS,
     JsonCommand,
@@ -48,6 +48,7 @@ def resume_command(
 ) -> None:
     """Go on with RUN from its last checkpoint, with the settings it had and what is given here.
 
+    RUN may also be the URL or path of a run in a store (save.store): it is copied here first.
     The environment and files of settings are not read again. Modules and data are looked for from
     the folder in which the run was launched.
 
@@ -55,6 +56,7 @@ def resume_command(
     Examples:
       distbelief resume 20261122-231032-b834
       distbelief resume b834 --until 20-epochs --workers 4
+      distbelief resume s3://bucket/runs/20261122-231032-b834
     """
     given = {FLAGS[name]: value for name, value in flags.items() if value is not None}
 
@@ -62,7 +64,7 @@ def resume_command(
         from distbelief.job import compose
         from distbelief.launcher import resume
 
-        folder = find(run, run_dir)
+        folder = _find_or_fetch(run, run_dir, live)
         _refuse_live(folder)
         before = compose(gather(base=folder.config))
         job = compose(gather(flags=given, sets=sets, base=folder.config))
@@ -71,6 +73,16 @@ def resume_command(
         return resume(folder, job, live=live, stop=stop)
 
     train(start, as_json=as_json, plain=plain)
+
+
+def _find_or_fetch(run: str, run_dir: Path | None, live: "LiveLine") -> RunFolder:
+    from distbelief.stored import fetch, is_stored
+
+    if not is_stored(run):
+        return find(run, run_dir)
+    folder = fetch(run, runs_folder(run_dir))
+    live.say(f"{run} was copied to {folder.path}")
+    return folder
 
 
 def _refuse_live(folder: RunFolder) -> None:

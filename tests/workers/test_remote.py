@@ -16,7 +16,8 @@ import fsspec
 import pytest
 from PIL import Image
 
-from distbelief.workers.remote import beside, cache_folder, copy_of, is_remote, names_of
+from distbelief.param_server.url import is_url
+from distbelief.workers.remote import beside, cache_folder, copy_of, names_of
 from distbelief.workers.tars import open_tars
 
 
@@ -152,7 +153,7 @@ def test_a_full_disk_is_told_before_anything_is_copied(store, monkeypatch):
     [("s3://b/a.tar", True), ("https://h/a.tar", True), ("/data/a.tar", False), ("a.tar", False)],
 )
 def test_a_url_is_told_from_a_path(path, expected):
-    assert is_remote(path) is expected
+    assert is_url(path) is expected
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
