@@ -1,0 +1,169 @@
+"""A job on four hosts: placed, encrypted, cut and healed; nothing that was acknowledged is lost."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.hosts import Hosts, missing
+from tests.helpers.runs import TINY
+
+NAMES = ["head", "ps-1", "ps-2", "w-1"]
+HEAD, PS_1, PS_2, W_1 = 1, 2, 3, 4
+JOB = Path("/run/job")
+"""A folder that each host has of its own, as /run is."""
+
+
+class Cluster:
+    """Ray on hosts, started by hand, and one run of a job from the head."""
+
+    def __init__(self, hosts: Hosts, store: Path) -> None:
+        self.hosts = hosts
+        self.store = store
+        self.run: subprocess.Popen[str] | None = None
+
+    def begin(self) -> None:
+        ray = (sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats")
+        memory = "--object-store-memory=100000000"
+        head = self.hosts[HEAD].address
+        at_head = ("--head", "--port=6379", f"--node-ip-address={head}", "--num-cpus=0")
+        self._do(HEAD, *ray, memory, *at_head, "--include-dashboard=false")
+        for number, resources in ((PS_1, "ps"), (PS_2, "ps"), (W_1, "worker")):
+            mine = f"--node-ip-address={self.hosts[number].address}"
+            tag = f'--resources={{"{resources}": 1}}'
+            self._do(number, *ray, memory, f"--address={head}:6379", mine, "--num-cpus=2", tag)
+
+    def launch(self, *more: str) -> None:
+        self._do(HEAD, "mkdir", "-p", str(JOB))
+        self._do(HEAD, "sh", "-c", f"cat > {JOB}/tiny.py", input=TINY)
+        command = f"cd {JOB} && exec {sys.executable} -m distbelief launch --address auto"
+        flags = "--model tiny:Slow --set data.image_size=8 --batch-size 16 --lr 0.05 --json"
+        said = f"--set save.store={self.store} --set save.every_s=2 --workers 1:2 --shards 2"
+        self.run = self.hosts.popen(
+            HEAD,
+            "bash",
+            "-c",
+            f"{command} {flags} {said} {' '.join(more)} 2> {JOB}/err",
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def read(self, name: str) -> Any:  # Any: JSON
+        """A file of the run's folder on the head; None where it is not there yet."""
+        found = self.hosts.run(
+            HEAD,
+            "sh",
+            "-c",
+            f"cat {JOB}/runs/*/{name}",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        with contextlib.suppress(ValueError):
+            return json.loads(found.stdout)
+        return None
+
+    def where(self) -> dict[str, str]:
+        """The host of each process."""
+        rows = self.read("processes.json") or []
+        return {row["name"]: row["host"] for row in rows}
+
+    @property
+    def samples(self) -> int:
+        status = self.read("status.json")
+        return 0 if status is None else int(status["samples"])
+
+    def wait(self, what: str, is_so: Callable[[], bool], seconds: float) -> float:
+        """Seconds until it is so."""
+        assert self.run is not None
+        began = time.monotonic()
+        while not is_so():
+            if self.run.poll() is not None or time.monotonic() - began > seconds:
+                said = self._do(
+                    HEAD, "sh", "-c", f"cat {JOB}/err; tail -n 5 {JOB}/runs/*/logs/*.log"
+                )
+                pytest.fail(f"{what}: not within {seconds:.0f} s\n{said[-6000:]}")
+            time.sleep(0.5)
+        return time.monotonic() - began
+
+    def trains(self, seconds: float = 90.0) -> float:
+        """Seconds until the run goes on from where it is now."""
+        now = self.samples
+        return self.wait("the run goes on", lambda: self.samples > now + 64, seconds)
+
+    def stop(self) -> dict[str, Any]:  # Any: JSON
+        """The result, after a safe stop."""
+        assert self.run is not None
+        self._do(HEAD, "bash", "-c", f"cd {JOB} && {sys.executable} -m distbelief stop")
+        out, _ = self.run.communicate(timeout=120)
+        result: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return result
+
+    def _do(self, number: int, *command: str, **how: Any) -> str:  # Any: of subprocess.run
+        done = self.hosts.run(
+            number, *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}"
+        return str(done.stdout)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, repo_root: Path) -> Iterator[Cluster]:
+    why = missing()
+    if why is not None:
+        pytest.skip(f"no hosts: {why}")
+    env = {"PYTHONPATH": str(repo_root), "RAY_USAGE_STATS_ENABLED": "0"}
+    with Hosts.up(len(NAMES), tmp_path / "hosts", env, NAMES) as hosts:
+        yield Cluster(hosts, tmp_path / "store")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_job_outlives_cuts_of_a_worker_host_and_of_a_shard_host(cluster: Cluster):
+    cluster.begin()
+    cluster.launch("--until", "1h", "--no-dashboard")
+    cluster.wait("the run trains", lambda: cluster.samples > 200, 180)
+    where = cluster.where()
+    assert {where["shard0"], where["shard1"]} == {"ps-1", "ps-2"}
+    assert {where["w0"], where["w1"]} == {"w-1"}
+
+    # What a host has written into logs of its own is read on the head.
+    begins = cluster.hosts.run(
+        HEAD, "sh", "-c", f"grep -l begins {JOB}/runs/*/logs/w*.log", capture_output=True, text=True
+    )
+    assert len(begins.stdout.splitlines()) == 2
+
+    seconds = {}
+    cluster.hosts.cut(W_1)
+    time.sleep(20)
+    cluster.hosts.heal(W_1)
+    seconds["worker host, after it was healed"] = cluster.trains(120)
+
+    lost = next(name for name, host in where.items() if name.startswith("shard") and host == "ps-2")
+    cluster.hosts.cut(PS_2)
+    seconds["shard host, after it was cut"] = cluster.wait(
+        f"{lost} is back on ps-1", lambda: cluster.where().get(lost) == "ps-1", 120
+    ) + cluster.trains(60)
+    time.sleep(5)
+    cluster.hosts.heal(PS_2)
+    old = "pgrep -f ray::_Seat.run"
+    cluster.wait(
+        "the old copy has ended",
+        lambda: cluster.hosts.run(PS_2, "sh", "-c", old, capture_output=True).returncode != 0,
+        60,
+    )
+    cluster.trains()
+    result = cluster.stop()
+    print(json.dumps(seconds))  # noqa: T201 - shown with -s
+    assert result["exit"] == "stopped"
+    assert result["error"] is None
+    assert result["shard_restarts"] == 1
+    assert result["lost_double_fault"] == 0
+    assert result["accounting"]["adds_up"] is True
+    assert result["samples"] > 0
