@@ -19,6 +19,7 @@ util-linux, openssh and rsync (which `ray up` calls).
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -64,15 +65,12 @@ class Host:
     """One of them. Numbers begin with 1."""
 
     number: int
+    name: str
     address: str
     pid: int
     """Its first process, as this machine sees it."""
 
     home: Path
-
-    @property
-    def name(self) -> str:
-        return f"h{self.number}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,8 +86,15 @@ class Hosts:
     # --- making and finding them
 
     @classmethod
-    def up(cls, num: int, folder: Path, env: Mapping[str, str] | None = None) -> "Hosts":
+    def up(
+        cls,
+        num: int,
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        names: Sequence[str] = (),
+    ) -> "Hosts":
         """Make so many, and wait until each lets in by SSH. env: of their logins and of `popen`.
+        names: theirs, by which they know each other; h1, h2, ... where there are none.
 
         Raises: HostsError.
         """
@@ -101,10 +106,11 @@ class Hosts:
         if (folder / "state.json").exists():
             raise HostsError(f"there are hosts of {folder} already: take them down first")
         hosts = cls(folder=folder, net=_free_net(), env=dict(env or {}), hosts={})
+        named = [*names, *(f"h{number}" for number in range(len(names) + 1, num + 1))][:num]
         (folder / "ssh").mkdir(parents=True, exist_ok=True)
         hosts._write()  # so that down finds what is half made
         try:
-            hosts._make(num)
+            hosts._make(named)
         except BaseException:
             hosts.down()
             raise
@@ -217,7 +223,7 @@ class Hosts:
         """This machine's end."""
         return f"dbh{self.net}v{number}"
 
-    def _make(self, num: int) -> None:
+    def _make(self, names: Sequence[str]) -> None:
         bridge = f"dbh{self.net}br"
         _run("ip", "link", "add", bridge, "type", "bridge")
         _run("ip", "addr", "add", f"{self.gateway}/24", "dev", bridge)
@@ -226,9 +232,9 @@ class Hosts:
             _run(
                 "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / "ssh" / name)
             )
-        for number in range(1, num + 1):
+        for number in range(1, len(names) + 1):
             self._connect(number, bridge)
-            self._start(number, num)
+            self._start(number, names)
         self._write()
         for host in self.hosts.values():
             _wait(lambda host=host: _answers(host.address), f"sshd of {host.name}", READY_S)
@@ -249,10 +255,10 @@ class Hosts:
     def _address(self, number: int) -> str:
         return f"10.77.{self.net}.{number}"
 
-    def _start(self, number: int, num: int) -> None:
+    def _start(self, number: int, names: Sequence[str]) -> None:
         """Start its first process, in namespaces of its own."""
         folder = self.folder / f"h{number}"
-        self._furnish(folder, number, num)
+        self._furnish(folder, number, names)
         _ray_dir().mkdir(exist_ok=True)
         with (folder / "sshd.log").open("wb") as log:
             unshared = ("--pid", "--fork", "--kill-child", "--mount", "--uts", "--mount-proc")
@@ -274,10 +280,14 @@ class Hosts:
         pid = _child_of(process.pid)
         assert pid is not None
         self.hosts[number] = Host(
-            number=number, address=self._address(number), pid=pid, home=folder / "home"
+            number=number,
+            name=names[number - 1],
+            address=self._address(number),
+            pid=pid,
+            home=folder / "home",
         )
 
-    def _furnish(self, folder: Path, number: int, num: int) -> None:
+    def _furnish(self, folder: Path, number: int, names: Sequence[str]) -> None:
         """The files of a host."""
         home = folder / "home"
         (home / ".ssh").mkdir(parents=True)
@@ -294,15 +304,15 @@ class Hosts:
         root = f"root:x:0:0:root:{home}:/bin/bash"
         told = re.sub(r"^root:.*$", root, accounts, count=1, flags=re.MULTILINE)
         (folder / "passwd").write_text(told, encoding="utf-8")
-        names = [f"{self._address(n)} h{n}" for n in range(1, num + 1)]
-        known = "\n".join(["127.0.0.1 localhost", f"{self.gateway} gateway", *names, ""])
+        others = [f"{self._address(n)} {name}" for n, name in enumerate(names, 1)]
+        known = "\n".join(["127.0.0.1 localhost", f"{self.gateway} gateway", *others, ""])
         (folder / "hosts").write_text(known, encoding="utf-8")
         (folder / "sshd_config").write_text(
             SSHD_CONFIG.format(address=self._address(number), ssh=self.folder / "ssh"),
             encoding="utf-8",
         )
         (folder / "init.sh").write_text(
-            INIT.format(name=f"h{number}", folder=folder, shm=SHM_SIZE), encoding="utf-8"
+            INIT.format(name=names[number - 1], folder=folder, shm=SHM_SIZE), encoding="utf-8"
         )
 
     def _write(self) -> None:
@@ -310,8 +320,7 @@ class Hosts:
             "net": self.net,
             "env": self.env,
             "hosts": [
-                {"number": h.number, "address": h.address, "pid": h.pid, "home": str(h.home)}
-                for h in self.hosts.values()
+                dataclasses.asdict(host) | {"home": str(host.home)} for host in self.hosts.values()
             ],
         }
         (self.folder / "state.json").write_text(json.dumps(told), encoding="utf-8")
@@ -482,11 +491,12 @@ def main(context: click.Context, folder: Path) -> None:
 @main.command("up")
 @click.argument("num", type=int)
 @click.option("--env", multiple=True, metavar="KEY=VALUE", help="Of every login.")
+@click.option("--name", "names", multiple=True, help="Of the first, the second, ...; else h1, h2.")
 @click.pass_obj
-def up_command(folder: Path, num: int, env: tuple[str, ...]) -> None:
+def up_command(folder: Path, num: int, env: tuple[str, ...], names: tuple[str, ...]) -> None:
     """Make NUM hosts."""
     given = dict(one.partition("=")[::2] for one in env)
-    _list(Hosts.up(num, folder, given))
+    _list(Hosts.up(num, folder, given, names))
 
 
 @main.command("list")
