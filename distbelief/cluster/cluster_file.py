@@ -250,16 +250,20 @@ def _open_rule(rule: dict[str, Any]) -> str:  # Any: YAML
     is_ssh = str(rule.get("IpProtocol")) in ("tcp", "6") and first == last == 22
     if not public or is_ssh:
         return ""
-    ports = "all ports" if first in (-1, 0) else f"ports {first} to {last}"
-    ports = f"port {first}" if first == last and first not in (-1, 0) else ports
-    return f"{ports} are open to {', '.join(public)}"
+    if first in (-1, 0):
+        ports = "all ports are"
+    else:
+        ports = f"port {first} is" if first == last else f"ports {first} to {last} are"
+    return f"{ports} open to {', '.join(public)}"
 
 
 def _is_private(net: str) -> bool:
     try:
-        return ipaddress.ip_network(net, strict=False).is_private
+        told = ipaddress.ip_network(net, strict=False)
     except ValueError:
         return False
+    # Some versions of Python call all addresses private, as the first and the last are.
+    return told.prefixlen > 0 and told.is_private
 
 
 def _docker(document: Document) -> Iterator[Finding]:
