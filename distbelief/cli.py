@@ -39,6 +39,7 @@ COMMANDS = {
     "simulate": "simulate:simulate_command",
     "config": "config:config_group",
     "keys": "keys:keys_group",
+    "cluster": "cluster:cluster_group",
     "doctor": "doctor:doctor_command",
     "completion": "completion:completion_command",
 }

@@ -12,6 +12,12 @@ EXIT_OF = {
     "DB-ENV": 3,  # the environment is not ready
     "DB-RUN": 1,  # processes of the run
     "DB-STORE": 5,
+    "DB-CLUSTER": 2,  # the file of a cluster
+    "DB-CLUSTER-005": 1,  # Ray, or a host
+    "DB-CLUSTER-006": 1,
+    "DB-CLUSTER-007": 3,  # what is here is not ready
+    "DB-CLUSTER-008": 3,
+    "DB-CLUSTER-010": 3,
     "DB-BUG": 1,  # ours
     "DB-RUN-008": 3,  # not ready: the run is still going on
 }

@@ -23,9 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 SEED = 20121203
 
-MARKED_FOLDERS = ("integration", "chaos", "ray", "browser")
+MARKED_FOLDERS = ("integration", "chaos", "ray", "browser", "cluster")
 MARKED_TIMEOUT_S = 300
-TOGETHER = {"ray": "ray", "browser": "{file}", "test_wheel.py": "wheel"}
+TOGETHER = {"ray": "ray", "cluster": "cluster", "browser": "{file}", "test_wheel.py": "wheel"}
 """By folder or file: what runs in one of pytest-xdist's processes, as what it shares takes long to
 make, or there is one of it."""
 
