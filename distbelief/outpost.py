@@ -50,8 +50,6 @@ class Outpost:
         if not self._is_shared:
             self._path = inside(Path(HOME).expanduser(), run)
             (self._path / "logs").mkdir(parents=True, exist_ok=True)
-        self._told: dict[str, int] = {}
-        """Bytes of each log that were told."""
 
     def outlook(self) -> Outlook:
         return Outlook(
@@ -72,20 +70,22 @@ class Outpost:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
 
-    def news(self) -> dict[str, bytes]:
-        """What was written into the logs since the last call, by the file's name."""
+    def news(self, told_before: Mapping[str, int]) -> dict[str, bytes]:
+        """What is new in the logs, by the file's name.
+
+        told_before: bytes of each that were told.
+        """
         told: dict[str, bytes] = {}
         if self._is_shared:
             return told
         left = NEWS_MAX
         for path in sorted((self._path / "logs").iterdir()):
-            begun = self._told.get(path.name, 0)
+            begun = told_before.get(path.name, 0)
             with path.open("rb") as file:
                 file.seek(begun)
                 data = file.read(left)
             if data:
                 told[path.name] = data
-                self._told[path.name] = begun + len(data)
                 left -= len(data)
         return told
 

@@ -135,6 +135,9 @@ def _run_told(
     except NonFiniteLoss as error:
         code, text = "DB-TRAIN-001", str(error)
     except Refused as error:
+        if error.code == "fenced":  # another process is this worker by now: not this one's run
+            logger.error("%s", error)
+            return
         code, text = "DB-RUN-001", str(error)
         if error.code == "quarantine":
             code, text = QUARANTINED, error.text

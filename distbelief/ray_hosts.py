@@ -145,6 +145,8 @@ class _Post:
         self.failure = ""
         """Why there is none; empty while that is not known."""
         self._given = (run_path.name, str(run_path), mark)
+        self._told: dict[str, int] = {}
+        """Bytes of each log that have come here."""
         self._heard_at = float("-inf")
         self._asked_at = now
         self._begin()
@@ -170,7 +172,7 @@ class _Post:
         """Take the answer to the last question, if it is there, and ask the next one."""
         if self._open is None:
             if now - self._asked_at >= LOOK_S:
-                self._asked_at, self._open = now, self.actor.news.remote()
+                self._asked_at, self._open = now, self.actor.news.remote(self._told)
             return
         if not ray.wait([self._open], timeout=0)[0]:
             return
@@ -190,6 +192,7 @@ class _Post:
         for name, data in answer.items():
             with (logs / name).open("ab") as file:
                 file.write(data)
+            self._told[name] = self._told.get(name, 0) + len(data)
 
 
 def _nodes(me: str) -> dict[str, Host]:
