@@ -14,6 +14,7 @@ from distbelief.grants import FILE as GRANTS
 from distbelief.job import Job
 from distbelief.param_server.depot import Depot
 from distbelief.param_server.errors import SnapshotCorrupt, SnapshotFailed
+from distbelief.param_server.place import inside
 from distbelief.param_server.recovery import recover
 from distbelief.param_server.snapshot import SnapshotStore
 from distbelief.param_server.storage import Storage, storage_of
@@ -111,6 +112,7 @@ def fetch(run: str, run_dir: Path) -> RunFolder:
         storage = storage_of(place or str(Path.cwd()), name)
         job = Job.from_toml(storage.read(CONFIG).decode())
         there = storage.names("")
+        inside(run_dir, name)  # a run's id is a name of ours
     except (OSError, ValueError) as error:
         raise Problem(
             "DB-RUN-002", f"{run} is no run in a store: {error}", fix="name the folder of one run"

@@ -185,7 +185,7 @@ class ShardServer:
         self.is_suspended = False
         """Another process may be this shard by now: messages are left without an answer."""
         self._carrier = carrier
-        self._carried: dict[str, tuple[Saved, ShardImage]] = {}
+        self._carried: dict[str, tuple[Saved | None, ShardImage]] = {}
         """By name, what is on its way to be durable; images without values."""
         self._error: SnapshotFailed | None = None
         self.storage_error: str | None = None
@@ -195,9 +195,8 @@ class ShardServer:
 
     def carry(self, name: str, image: ShardImage) -> None:
         """The shard goes on from a snapshot that has yet to be copied to where it is durable."""
-        assert self._carrier is not None
         self.shard.mark_undurable()
-        self._carry(_saved_of(name, image, self._clock()), image)
+        self._carry(name, None, image)  # when it was taken only an earlier process knew
 
     def serve(self, is_stopping: Callable[[], bool]) -> None:
         """Answer messages until `is_stopping`, asked each TICK_S, says so; then save.
@@ -362,7 +361,7 @@ class ShardServer:
         self._saved_at = self._clock()
         self._save_s = self._saved_at - taken_at
         image.release()
-        self._error = error
+        before, self._error = self._error, error
         if error is None:
             self._saved_changes = changes
             if self._ledger is not None and self._store is not None:
@@ -371,21 +370,21 @@ class ShardServer:
             if self._carrier is None:
                 self._mark_durable(saved, image)
             else:
-                self._carry(saved, image)
+                self._carry(path.name, saved, image)
             logger.info("saved shard=%d version=%d", image.index, image.version)
         elif isinstance(error, SnapshotFenced):
             self._depose(error)
-        elif self.storage_error is None:
+        elif before is None:
             logger.error("%s", error)
         if error is not None:
             self._failed_at = self._clock()
         self._tell_storage()
 
-    def _carry(self, saved: Saved, image: ShardImage) -> None:
+    def _carry(self, name: str, saved: Saved | None, image: ShardImage) -> None:
         assert self._carrier is not None
-        self._carried.pop(saved.name, None)
-        self._carried[saved.name] = saved, image.bare()
-        self._carrier.carry(saved.name)
+        self._carried.pop(name, None)
+        self._carried[name] = saved, image.bare()
+        self._carrier.carry(name)
 
     def _look_at_carrier(self) -> None:
         """See which snapshot has become durable, or what keeps it."""
@@ -401,9 +400,9 @@ class ShardServer:
             self._depose(self._carrier.error)
         self._tell_storage()
 
-    def _mark_durable(self, saved: Saved, image: ShardImage) -> None:
+    def _mark_durable(self, saved: Saved | None, image: ShardImage) -> None:
         self.shard.mark_durable(image)
-        self.saved = saved
+        self.saved = saved or self.saved
 
     def _depose(self, error: SnapshotFenced) -> None:
         logger.error("%s", error)

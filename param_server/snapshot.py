@@ -146,6 +146,7 @@ class SnapshotStore:
         """
         working = self.folder / f".{name}.{os.getpid()}"
         try:
+            shutil.rmtree(working, ignore_errors=True)  # of one that had the same number
             working.mkdir(parents=True)
             fill(working)
             image = _load(working)

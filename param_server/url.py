@@ -4,8 +4,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import fsspec
-
 
 def is_url(path: str) -> bool:
     """Whether it is of another file system than this machine's."""
@@ -17,8 +15,10 @@ def file_system_of(url: str) -> tuple[Any, str]:  # Any: fsspec is not typed
 
     Raises: ValueError for a protocol that there is not, or that needs a package that is not here.
     """
+    from fsspec.core import url_to_fs  # most commands need none
+
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        found: tuple[Any, str] = url_to_fs(url)
     except ImportError as error:  # of the package for its protocol
         raise ValueError(str(error)) from error
     return found

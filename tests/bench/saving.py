@@ -1,9 +1,10 @@
 """What safety costs: GoogLeNet trained by 4 workers with the defaults (snapshots every 30 s, pushes
 kept until they are saved, a ledger of acks), and with none of it, in turns.
 
-    python tests/bench/saving.py [--seconds 90] [--turns 3] [--json]
+    python tests/bench/saving.py [--seconds 90] [--turns 3] [--store PLACE] [--json]
 
-The order is changed with every turn. Medians of the turns, and the ratio of each.
+With --store it is what a store costs instead: `safe` copies its snapshots there, `bare` has the
+defaults. The order is changed with every turn. Medians of the turns, and the ratio of each.
 """
 
 import argparse
@@ -42,8 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=int, default=90)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--store", help="a URL or an absolute path")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    if args.store:
+        KINDS.update(safe=("--set", f"save.store={args.store}"), bare=())
     parent = Path("runs") / f"saving-{time.strftime('%Y%m%d-%H%M%S')}"
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for turn in range(args.turns):

@@ -127,6 +127,7 @@ def test_while_the_store_is_away_nothing_is_durable_and_a_lost_host_costs_nothin
     on_disk = lossy.run / "snapshots" / "shard0"
     away = lossy.folder / "away" / lossy.run.name / "shard0"
     until(lambda: newest(on_disk) > newest(away), 30)
+    time.sleep(1.0)
     acks = lossy.num_acks
     time.sleep(1.0)
     assert lossy.num_acks == acks  # each worker waits for its last push to be durable

@@ -287,5 +287,6 @@ def test_what_it_went_on_from_is_durable_once_it_is_in_the_store(ward, tmp_path)
     ObjectStore.failing = None
     again.copied()
     assert peer.push_all(numbers(), 3).durable == (1, 1, 1)
+    assert again.server.saved is None  # `resume` would believe that it was taken just now
     again.carrier.abandon()
     again.carrier._thread.join(10)
