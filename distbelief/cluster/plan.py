@@ -76,7 +76,7 @@ class Plan:
         ]
 
 
-def _counts(groups: "Iterable[tuple[Group, int]]", limit: int | None = None) -> str:
+def _counts(groups: Iterable[tuple[Group, int]], limit: int | None = None) -> str:
     told = list(groups)
     machines = sum(number for _, number in told)
     spot = sum(number for group, number in told if group.is_spot)
@@ -163,9 +163,9 @@ def plan_of_manifest(document: Document) -> Plan | None:
         resources = group.get("resources") or {}
         name = str(group.get("groupName"))
         groups.append(_pods(group, name, _roles(resources), (least, most)))
-    name = (document.data.get("metadata") or {}).get("name")
+    metadata = document.data.get("metadata") or {}
     most = sum(group.most for group in groups[1:])
-    return Plan(name=str(name), where="Kubernetes", groups=groups, most=most)
+    return Plan(name=str(metadata.get("name")), where="Kubernetes", groups=groups, most=most)
 
 
 def _pods(group: dict[str, Any], name: str, roles: str, number: tuple[int, int]) -> Group:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 RAY_DASHBOARD = 8265
 COLORS = {"error": "red", "unsafe": "red", "todo": "yellow", "warning": "yellow"}
-REFUSED = ("error", "unsafe")
 _LINK = re.compile(r"http://127\.0\.0\.1:(\d+)(/\S*)")
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
@@ -58,6 +57,7 @@ def check_command(files: tuple[Path, ...], crd: Path | None, as_json: bool) -> N
       distbelief cluster check deploy/kuberay/rayjob.yaml --crd kuberay/config/crd/bases
     """
     from distbelief.cluster.crd import Crds
+    from distbelief.cluster.finding import REFUSED
     from distbelief.cluster.inspection import inspect
 
     try:
@@ -276,8 +276,7 @@ def _inspect(file: Path) -> "Inspection":
 
 def _refuse(inspection: "Inspection", *, insecure: bool) -> None:
     """Raises: Problem if the file is not to be started."""
-    levels = ("error", "todo") if insecure else ("error", "unsafe", "todo")
-    found = inspection.of(*levels)  # type: ignore[arg-type]  # of a tuple of literals
+    found = [*inspection.of("error", "todo"), *([] if insecure else inspection.of("unsafe"))]
     if found:
         raise Problem(
             "DB-CLUSTER-001",
@@ -291,6 +290,7 @@ def _refuse(inspection: "Inspection", *, insecure: bool) -> None:
 
 
 def _show(inspection: "Inspection", *, with_crds: bool) -> None:
+    from distbelief.cluster.finding import REFUSED
     from distbelief.cluster.plan import plan_of, plan_of_manifest
 
     for finding in inspection.findings:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,7 +18,6 @@ from distbelief.cluster.remote import ray_processes
 
 SHIPPED = ("aws", "gcp", "azure", "onprem")
 MANIFESTS = ("raycluster", "rayjob")
-REFUSED = ("error", "unsafe")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def change(document: Document, path: str, value: object) -> Document:
     """The document with another value at a path; `None` takes the key away."""
     data = copy.deepcopy(document.data)
     *above, last = [int(key) if key.isdecimal() else key for key in path.split("/")]
-    place = data
+    place: Any = data
     for key in above:
         place = place[key]
     if value is None:
