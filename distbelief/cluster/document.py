@@ -13,6 +13,7 @@ import yaml
 
 from distbelief.cluster.finding import Finding, Level, Path_
 
+MAX_DEPTH, MAX_VALUES = 60, 100_000
 PLACEHOLDER = re.compile(r"\bYOUR-[A-Z0-9-]+")
 
 
@@ -51,8 +52,9 @@ def parse(text: str, file: str) -> tuple[list[Document], list[Finding]]:
     """The documents of a file, and what is wrong with it as YAML."""
     documents: list[Document] = []
     findings: list[Finding] = []
-    loader = yaml.SafeLoader(text)
+    loader: yaml.SafeLoader | None = None
     try:
+        loader = yaml.SafeLoader(text)
         while loader.check_node():
             node = loader.get_node()
             lines: dict[Path_, int] = {}
@@ -73,7 +75,8 @@ def parse(text: str, file: str) -> tuple[list[Document], list[Finding]]:
     except yaml.YAMLError as error:  # a character that YAML does not have
         findings.append(_error(file, (), f"not YAML: {str(error).splitlines()[0]}", None))
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if not documents and not findings:
         findings.append(_error(file, (), "there is nothing in it", None))
     return documents, findings
@@ -96,6 +99,8 @@ def _error(file: str, path: Path_, what: str, line: int | None) -> Finding:
 
 def _walk(node: yaml.Node, path: Path_, lines: dict[Path_, int], file: str) -> list[Finding]:
     """Write down the lines of a node and all below it; returns the keys that are there twice."""
+    if len(path) > MAX_DEPTH or len(lines) > MAX_VALUES:
+        raise yaml.YAMLError("it is too deep, or repeats itself by aliases without end")
     lines.setdefault(path, node.start_mark.line + 1)
     found: list[Finding] = []
     if isinstance(node, yaml.MappingNode):

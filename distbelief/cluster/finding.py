@@ -13,6 +13,9 @@ LEVELS: tuple[Level, ...] = ("error", "unsafe", "todo", "warning")
 """error: it cannot work, or not as written. unsafe: others could get in. todo: a place to be filled
 in. warning: it works, and is hardly what was meant."""
 
+REFUSED: tuple[Level, ...] = ("error", "unsafe")
+"""Mistakes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:

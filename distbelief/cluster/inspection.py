@@ -32,8 +32,10 @@ class Inspection:
         return [finding for finding in self.findings if finding.level in levels]
 
 
-def inspect(file: Path, crds: Crds | None = None) -> Inspection:
+def inspect(file: Path, crds: Crds | None = None, *, asks_ray: bool = True) -> Inspection:
     """Read a file and look at it: no network, no account, nothing is started.
+
+    asks_ray: what it says too, for which it has to be imported.
 
     Raises: Problem if it cannot be read.
     """
@@ -46,15 +48,18 @@ def inspect(file: Path, crds: Crds | None = None) -> Inspection:
     kind: Kind = "kuberay" if any(map(kuberay.is_manifest, documents)) else "ray"
     for document in documents:
         if kind == "kuberay":
-            findings += kuberay.check(document)
-            findings += [] if crds is None else crds.check(document)
+            ours, others = kuberay.check(document), [] if crds is None else crds.check(document)
         else:
-            findings += cluster_file.check(document)
-            findings += _ray_says(document)
+            ours, others = cluster_file.check(document), _ray_says(document) if asks_ray else []
+        # They look at some of the same things; ours say how to mend them.
+        said = {(finding.level, finding.path) for finding in ours}
+        findings += ours
+        findings += [one for one in others if (one.level, one.path) not in said]
     if kind == "ray" and len(documents) > 1:
         what = "a cluster file has one document, and Ray reads no other"
         findings.append(documents[1].say("error", (), what))
-    return Inspection(file=file, kind=kind, documents=documents, findings=_once(findings))
+    findings.sort(key=lambda finding: (finding.line or 0, LEVELS.index(finding.level)))
+    return Inspection(file=file, kind=kind, documents=documents, findings=findings)
 
 
 def _ray_says(document: Document) -> list[Finding]:
@@ -66,17 +71,3 @@ def _ray_says(document: Document) -> list[Finding]:
             "DB-CLUSTER-010", f"Ray cannot be imported: {error}", fix="pip install 'ray[default]'"
         ) from error
     return ray_check.check(document)
-
-
-def _once(findings: list[Finding]) -> list[Finding]:
-    """In the order of the lines; of two of one place and level, the one that says how to mend it.
-
-    Ray, a CRD and our own rules look at some of the same things.
-    """
-    kept: dict[object, Finding] = {}
-    for finding in findings:
-        key = (finding.level, finding.path) if finding.path else finding
-        before = kept.get(key)
-        if before is None or (finding.fix and not before.fix):
-            kept[key] = finding
-    return sorted(kept.values(), key=lambda f: (f.line or 0, LEVELS.index(f.level)))

@@ -14,8 +14,16 @@ from distbelief.cluster.role import PS, ROLES, STANDARD, WORKER
 Yaml = dict[str, Any]  # Any: YAML
 API = "ray.io/v1"
 KINDS = ("RayCluster", "RayJob", "RayService")
-BESIDE = ("ConfigMap", "Namespace", "NetworkPolicy", "PersistentVolumeClaim")
-BESIDE += ("PodDisruptionBudget", "Secret", "Service", "ServiceAccount")
+BESIDE = (
+    "ConfigMap",
+    "Namespace",
+    "NetworkPolicy",
+    "PersistentVolumeClaim",
+    "PodDisruptionBudget",
+    "Secret",
+    "Service",
+    "ServiceAccount",
+)
 """What may lie in the same file, and is Kubernetes' own."""
 
 CLUSTER_KEYS = frozenset(

@@ -76,7 +76,7 @@ class Plan:
         ]
 
 
-def _counts(groups: "Iterable[tuple[Group, int]]", limit: int | None = None) -> str:
+def _counts(groups: Iterable[tuple[Group, int]], limit: int | None = None) -> str:
     told = list(groups)
     machines = sum(number for _, number in told)
     spot = sum(number for group, number in told if group.is_spot)
@@ -115,7 +115,7 @@ def _group(
     *,
     is_head: bool,
 ) -> Group:
-    config, resources = group.get("node_config") or {}, group.get("resources") or {}
+    config, resources = _table(group.get("node_config")), _table(group.get("resources"))
     asked = machine(provider, config)
     # The launcher finds out what else a machine has; a file that names CPUs names GPUs too.
     gpus = _number(resources.get("GPU"), 0) if "GPU" in resources or "CPU" in resources else None
@@ -155,24 +155,24 @@ def plan_of_manifest(document: Document) -> Plan | None:
     if told is None:
         return None
     cluster = told[1]
-    head = _pods(cluster.get("headGroupSpec") or {}, "head", "head", (1, 1))
+    head = _pods(_table(cluster.get("headGroupSpec")), "head", "head", (1, 1))
     groups = [head]
     for group in kuberay.workers_of(cluster):
         least = _number(group.get("minReplicas"), 0)
         most = _number(group.get("maxReplicas"), least)
-        resources = group.get("resources") or {}
+        resources = _table(group.get("resources"))
         name = str(group.get("groupName"))
         groups.append(_pods(group, name, _roles(resources), (least, most)))
-    name = (document.data.get("metadata") or {}).get("name")
+    metadata = _table(document.data.get("metadata"))
     most = sum(group.most for group in groups[1:])
-    return Plan(name=str(name), where="Kubernetes", groups=groups, most=most)
+    return Plan(name=str(metadata.get("name")), where="Kubernetes", groups=groups, most=most)
 
 
 def _pods(group: dict[str, Any], name: str, roles: str, number: tuple[int, int]) -> Group:
     # Any: YAML
     containers = kuberay.containers_of(group)
-    limits = [(one.get("resources") or {}).get("limits") or {} for one in containers]
-    selected = kuberay.pod_of(group).get("nodeSelector") or {}
+    limits = [_table(_table(one.get("resources")).get("limits")) for one in containers]
+    selected = _table(kuberay.pod_of(group).get("nodeSelector"))
     return Group(
         name=name,
         roles=roles,
@@ -186,6 +186,10 @@ def _pods(group: dict[str, Any], name: str, roles: str, number: tuple[int, int])
 
 def _roles(resources: dict[str, Any]) -> str:  # Any: YAML
     return ", ".join(role for role in ROLES if role in resources) or "-"
+
+
+def _table(value: object) -> dict[str, Any]:  # Any: YAML
+    return value if isinstance(value, dict) else {}
 
 
 def _number(value: object, otherwise: int) -> int:

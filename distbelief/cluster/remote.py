@@ -25,16 +25,20 @@ _OF_RAY = re.compile(
     r"^ray::|^ray-|/ray/core/src/ray/|/ray/(?:dashboard|autoscaler|_private|util)/"
     r"|\bray\.util\.client\.server\b"
 )
+# Launchers, and what belongs to them; not `distbelief cluster`, which is looking.
+_OF_RUNS = re.compile(r"(?:^|/|-m )distbelief(?:\.[\w.]+)?(?= |$)(?!.* cluster )")
 # As Ray's own: hosts of a cluster come and go, and their addresses are given to others.
 _SSH = ("StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReport:
-    """What `down` found on a host. error: it could not be looked at."""
+    """What `down` found on a host: of Ray, and of runs that are not Ray's to end, such as those of
+    `--engine local`. error: it could not be looked at."""
 
     address: str
     left: Sequence[str] = ()
+    runs: Sequence[str] = ()
     error: str = ""
 
     @property
@@ -45,9 +49,10 @@ class HostReport:
     def text(self) -> str:
         if self.error:
             return f"{self.address}  not known: {self.error}"
-        if not self.left:
-            return f"{self.address}  no process of Ray is left"
-        return f"{self.address}  left: {'; '.join(self.left)}"
+        text = f"left: {'; '.join(self.left)}" if self.left else "no process of Ray is left"
+        if self.runs:
+            text += f"; distbelief runs there: {'; '.join(self.runs)}"
+        return f"{self.address}  {text}"
 
 
 def ray_command(*args: str) -> list[str]:
@@ -143,17 +148,24 @@ def _report(host: str, process: "subprocess.Popen[str]") -> HostReport:
     if MARK not in out:
         lines = err.strip().splitlines()
         return HostReport(address=host, error=lines[-1] if lines else f"ssh: {process.returncode}")
-    return HostReport(address=host, left=ray_processes(out.partition(MARK)[2]))
+    listed = out.partition(MARK)[2]
+    return HostReport(address=host, left=ray_processes(listed), runs=run_processes(listed))
 
 
 def ray_processes(listed: str) -> list[str]:
     """Of the lines of `ps`, number and command line, those that Ray has started."""
-    found = []
-    for line in listed.splitlines():
-        pid, _, command = line.strip().partition(" ")
-        if pid.isdecimal() and _OF_RAY.search(command.strip()):
-            found.append(f"{pid} {command.strip()[:80]}")
-    return found
+    return _matching(listed, _OF_RAY)
+
+
+def run_processes(listed: str) -> list[str]:
+    """Those of distbelief itself that are not Ray's."""
+    return _matching(listed, _OF_RUNS)
+
+
+def _matching(listed: str, pattern: re.Pattern[str]) -> list[str]:
+    pairs = [line.strip().partition(" ")[::2] for line in listed.splitlines()]
+    told = [(pid, command.strip()) for pid, command in pairs if pid.isdecimal()]
+    return [f"{pid} {command[:80]}" for pid, command in told if pattern.search(command)]
 
 
 def see_free(port: int) -> None:
@@ -173,7 +185,7 @@ def forward(document: Document, file: Path, remote_port: int, local_port: int) -
     """The command line that brings a port of the head's loopback to this machine's, until it ends.
 
     For provider local it is plain ssh. Elsewhere only the cloud knows the head's address, so Ray is
-    asked; it can only bring a port to the same one here, but for its own dashboard.
+    asked: `ray dashboard` brings any port here, through ssh as well.
     """
     if provider_of(document).get("type") == "local":
         way = f"{LOOPBACK}:{local_port}:{LOOPBACK}:{remote_port}"

@@ -15,12 +15,12 @@ from distbelief.commands.run_argument import json_line
 from distbelief.problem import Problem
 
 if TYPE_CHECKING:
+    from distbelief.cluster.document import Document
     from distbelief.cluster.inspection import Inspection
     from distbelief.cluster.plan import Plan
 
 RAY_DASHBOARD = 8265
 COLORS = {"error": "red", "unsafe": "red", "todo": "yellow", "warning": "yellow"}
-REFUSED = ("error", "unsafe")
 _LINK = re.compile(r"http://127\.0\.0\.1:(\d+)(/\S*)")
 
 file_argument = click.argument("file", type=click.Path(path_type=Path))
@@ -58,6 +58,7 @@ def check_command(files: tuple[Path, ...], crd: Path | None, as_json: bool) -> N
       distbelief cluster check deploy/kuberay/rayjob.yaml --crd kuberay/config/crd/bases
     """
     from distbelief.cluster.crd import Crds
+    from distbelief.cluster.finding import REFUSED
     from distbelief.cluster.inspection import inspect
 
     try:
@@ -97,7 +98,7 @@ def up_command(file: Path, yes: bool, insecure: bool) -> None:
     from distbelief.cluster.remote import run_ray
     from distbelief.cluster.token_file import ensure, token_file_of
 
-    inspection = _inspect(file)
+    inspection = _inspect(file, asks_ray=True)
     _refuse(inspection, insecure=insecure)
     plan = plan_of(inspection.cluster)
     for line in plan.lines:
@@ -149,7 +150,7 @@ def down_command(file: Path, yes: bool) -> None:
         raise Problem(
             "DB-CLUSTER-006",
             f"something may be left on {', '.join(odd)}",
-            fix="look there: ray stop --force",
+            fix="look there, `distbelief cluster ssh FILE --host ADDRESS`: ray stop --force",
         )
     if failed is not None:
         click.echo(f"ray down itself failed: {failed.what}", err=True)
@@ -194,7 +195,7 @@ def dashboard_command(
     document = _inspect(file).cluster
     rest = "/"
     if run is not None:
-        remote_port, rest = _link_of(document_file=file, run=run)
+        remote_port, rest = _link_of(document, file, run)
     there = remote_port or RAY_DASHBOARD
     here = local_port or there
     see_free(here)
@@ -210,7 +211,7 @@ def dashboard_command(
 @file_argument
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--host", metavar="ADDRESS", help="Of provider local: another host.")
-def ssh_command_(file: Path, command: tuple[str, ...], host: str | None) -> None:
+def login_command(file: Path, command: tuple[str, ...], host: str | None) -> None:
     """Log in to the head as FILE says; with COMMAND run that there, in a login shell.
 
     \b
@@ -242,14 +243,13 @@ def _login(file: Path, command: Sequence[str], host: str | None) -> list[str]:
     return ray_command("attach", "--no-config-cache", str(file))
 
 
-def _link_of(document_file: Path, run: str) -> tuple[int, str]:
+def _link_of(document: "Document", file: Path, run: str) -> tuple[int, str]:
     """Port and path of the dashboard of a run that goes on on the head."""
     from distbelief.cluster.remote import ask_head
 
-    document = _inspect(document_file).cluster
     # `timeout`: of a run that has ended the command serves until it is ended.
     command = f"timeout 30 distbelief dashboard {shlex.quote(run)}"
-    match = _LINK.search(ask_head(document, document_file, command))
+    match = _LINK.search(ask_head(document, file, command))
     if match is None:
         raise Problem(
             "DB-CLUSTER-005", f"the head knows no link of {run}", fix="distbelief cluster ssh FILE"
@@ -257,12 +257,12 @@ def _link_of(document_file: Path, run: str) -> tuple[int, str]:
     return int(match[1]), match[2]
 
 
-def _inspect(file: Path) -> "Inspection":
+def _inspect(file: Path, *, asks_ray: bool = False) -> "Inspection":
     """Of a file that can be started. Raises: Problem of one that is not Ray's, or not YAML."""
     from distbelief.cluster.cluster_file import provider_of
     from distbelief.cluster.inspection import inspect
 
-    inspection = inspect(file)
+    inspection = inspect(file, asks_ray=asks_ray)
     if inspection.kind == "kuberay":
         raise Problem(
             "DB-CLUSTER-003",
@@ -276,8 +276,7 @@ def _inspect(file: Path) -> "Inspection":
 
 def _refuse(inspection: "Inspection", *, insecure: bool) -> None:
     """Raises: Problem if the file is not to be started."""
-    levels = ("error", "todo") if insecure else ("error", "unsafe", "todo")
-    found = inspection.of(*levels)  # type: ignore[arg-type]  # of a tuple of literals
+    found = [*inspection.of("error", "todo"), *([] if insecure else inspection.of("unsafe"))]
     if found:
         raise Problem(
             "DB-CLUSTER-001",
@@ -291,6 +290,7 @@ def _refuse(inspection: "Inspection", *, insecure: bool) -> None:
 
 
 def _show(inspection: "Inspection", *, with_crds: bool) -> None:
+    from distbelief.cluster.finding import REFUSED
     from distbelief.cluster.plan import plan_of, plan_of_manifest
 
     for finding in inspection.findings:

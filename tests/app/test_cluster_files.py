@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,11 +15,10 @@ from distbelief.cluster.document import Document, parse
 from distbelief.cluster.inspection import inspect
 from distbelief.cluster.plan import plan_of, plan_of_manifest
 from distbelief.cluster.provider import KEYS
-from distbelief.cluster.remote import ray_processes
+from distbelief.cluster.remote import ray_processes, run_processes
 
 SHIPPED = ("aws", "gcp", "azure", "onprem")
 MANIFESTS = ("raycluster", "rayjob")
-REFUSED = ("error", "unsafe")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def change(document: Document, path: str, value: object) -> Document:
     """The document with another value at a path; `None` takes the key away."""
     data = copy.deepcopy(document.data)
     *above, last = [int(key) if key.isdecimal() else key for key in path.split("/")]
-    place = data
+    place: Any = data
     for key in above:
         place = place[key]
     if value is None:
@@ -302,6 +303,8 @@ def test_a_secret_in_a_file_is_found():
 
 # --- YAML
 
+LETTERS = "abcdefghijklmnopqrstuvw"
+
 
 @pytest.mark.parametrize(
     ("text", "line", "what"),
@@ -312,6 +315,13 @@ def test_a_secret_in_a_file_is_found():
         ("- 1\n- 2\n", 1, "a list, not a mapping"),
         ("a: !!python/object:os.system {}\n", 1, "not YAML"),
         ("", None, "nothing in it"),
+        ("a: \x01\n", None, "not YAML"),
+        ("a: &x [*x]\n", None, "without end"),
+        (
+            "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise(LETTERS)),
+            None,
+            "without end",
+        ),
     ],
 )
 def test_what_is_no_yaml_is_told_with_its_line(text, line, what):
@@ -326,6 +336,16 @@ def test_a_finding_says_file_line_and_path(repo_root, tmp_path):
     line = 1 + next(i for i, one in enumerate(path.read_text().splitlines()) if "regoin" in one)
     texts = [found.text for found in inspect(path).of("error")]
     assert any(text.startswith(f"{path}:{line}: error: provider.regoin: ") for text in texts)
+
+
+def test_all_that_is_wrong_at_one_place_is_said(repo_root, tmp_path):
+    text = (repo_root / "deploy/ray/onprem.yaml").read_text()
+    path = tmp_path / "mine.yaml"
+    text = text.replace("RAY_AUTH_MODE=token RAY_enable_autoscaler_v2=0", "")
+    path.write_text(text.replace("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0"))
+    found = [one for one in inspect(path).findings if one.level != "todo"]
+    assert {one.where for one in found} == {"head_start_ray_commands[1]"}
+    assert len(found) == 3
 
 
 # --- the parts
@@ -380,5 +400,10 @@ def test_processes_of_ray_are_told_from_others():
       16 bash --login -c ray stop --force
       17 vim /home/u/ray/notes.txt
       18 ray-dashboard-JobHead-0
+      19 /opt/v/bin/python -m distbelief.controller.process
+      20 /opt/v/bin/python /opt/v/bin/distbelief launch --address auto
+      21 /opt/v/bin/python -m distbelief cluster down mine.yaml
+      22 vim /home/u/distbelief/README.md
     """
     assert [line.split()[0] for line in ray_processes(listed)] == ["12", "13", "14", "15", "18"]
+    assert [line.split()[0] for line in run_processes(listed)] == ["19", "20"]

@@ -21,7 +21,7 @@ def _home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def onprem(tmp_path, repo_root) -> Path:
+def onprem(tmp_path: Path, repo_root: Path) -> Path:
     """Ready to be started, on hosts that are none."""
     text = (repo_root / "deploy/ray/onprem.yaml").read_text()
     for number in (1, 2, 3):

@@ -39,13 +39,14 @@ def file_of(hosts: Hosts, repo_root: Path, folder: Path) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_up_status_and_down_on_three_hosts(hosts, repo_root, tmp_path):
     file = file_of(hosts, repo_root, tmp_path)
     home, scratch = tmp_path / "home", tmp_path / "ray"
     for folder in (home, scratch):
         folder.mkdir()
-    env = {**os.environ, "HOME": str(home), "RAY_TMPDIR": str(scratch)}
+    mine = {"HOME": str(home), "RAY_TMPDIR": str(scratch), "TMPDIR": str(scratch)}
+    env = {**os.environ, **mine}  # or Ray's launcher leaves its state in the system's own folders
 
     def cluster(*args: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
