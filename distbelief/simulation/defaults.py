@@ -8,7 +8,7 @@ DEFAULTS = Constants(
     part_us=24.6,
     message_us=94.1,
     tcp_gb_per_s=2.51,
-    curve_gb_per_s=0.515,
+    curve_gb_per_s=0.84,
     round_trip_us=44.1,
     source="the machine of docs/simulation.md",
 )

@@ -9,12 +9,12 @@ from distbelief.simulation.constants import Constants
 from distbelief.simulation.model import Model, Stations
 from distbelief.simulation.rule import most_pushes_per_s
 
-WARM_CYCLES = 3
+WARM_CYCLES = 2
 """Nothing is counted before each worker, even a straggler, may have pushed so often."""
 CYCLES = 200
-CYCLES_MIN = 2
+CYCLES_MIN = 1
 """Pushes of each worker that are counted, at most and at least."""
-EVENTS = 400_000
+EVENTS = 300_000
 """Of a forecast, where there is a choice."""
 EVENTS_MAX = 30_000_000
 EVENTS_OF_PIECE = 6

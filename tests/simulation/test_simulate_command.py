@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +12,9 @@ from distbelief.cli import cli
 from distbelief.commands.simulate import MODELS
 from distbelief.simulation.constants import Constants
 from distbelief.simulation.defaults import DEFAULTS
+from distbelief.simulation.forecast import forecast
+from distbelief.simulation.plot import plot
+from tests.helpers.clusters import CLUSTER, INSTANT
 
 
 def simulate(*args):
@@ -62,8 +66,17 @@ def test_it_says_so_for_people_too():
     assert "were lost in this time" in answer.stdout
 
 
-def test_several_numbers_of_workers_are_a_table_and_a_picture(tmp_path):
+@pytest.fixture(scope="module")
+def drawing(tmp_path_factory):
+    """matplotlib keeps the files of its fonts open from its first picture on."""
     pytest.importorskip("matplotlib")
+    path = tmp_path_factory.mktemp("plots") / "first.png"
+    told = forecast(replace(CLUSTER, workers=1), INSTANT, seconds=5)
+    plot(path, "title", [told, replace(told, workers=100)])
+
+
+@pytest.mark.usefixtures("drawing")
+def test_several_numbers_of_workers_are_a_table_and_a_picture(tmp_path):
     picture = tmp_path / "cluster.png"
     said = ("--workers", "1,2", "--workers", "16", "--shards", "2", "--minutes", "0.1")
     answer = simulate(*said, "--plot", str(picture))
