@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from distbelief.simulation.cluster import Cluster
 from distbelief.simulation.constants import Constants
-from distbelief.simulation.model import Model, Stations
+from distbelief.simulation.model import Model
 from distbelief.simulation.rule import most_pushes_per_s
+from distbelief.simulation.stations import Stations
 
 WARM_CYCLES = 2
 """Nothing is counted before each worker, even a straggler, may have pushed so often."""

@@ -28,28 +28,7 @@ from random import Random
 from distbelief.simulation.cluster import Cluster
 from distbelief.simulation.constants import Constants
 from distbelief.simulation.cost import Cost
-
-
-class Stations:
-    """Servers of one kind, each with a queue: when it is free, and for how long it was busy."""
-
-    __slots__ = ("busy_s", "free_at")
-
-    def __init__(self, number: int) -> None:
-        self.free_at = [0.0] * number
-        self.busy_s = [0.0] * number
-
-    def take(self, index: int, now: float, cost_s: float) -> float:
-        """Queue behind what is there. Returns: when the work begins."""
-        start = self.free_at[index]
-        if start < now:
-            start = now
-        self.free_at[index] = start + cost_s
-        self.busy_s[index] += cost_s
-        return start
-
-    def forget(self) -> None:
-        self.busy_s = [0.0] * len(self.busy_s)
+from distbelief.simulation.stations import Stations
 
 
 class _Copy:
@@ -108,7 +87,6 @@ class Model:
     """See the top of this file."""
 
     def __init__(self, cluster: Cluster, constants: Constants, seed: int = 0) -> None:
-        self.now = 0.0
         self.updates = 0
         """Pushes that all shards have answered."""
         self.samples = 0
@@ -119,7 +97,6 @@ class Model:
         self.waited_s = 0.0
         """Of all workers, for answers."""
         self.lost_workers = self.lost_shards = 0
-        self.events = 0
         self._cluster = cluster
         self._random = Random(seed)
         self._pieces = pieces = cluster.pieces()
@@ -155,10 +132,7 @@ class Model:
         heap, calls = self._heap, self._calls
         while heap and heap[0][0] <= t:
             now, _, kind, who, piece, life = heappop(heap)
-            self.now = now
             calls[kind](now, who, piece, life)
-            self.events += 1
-        self.now = t
 
     def forget(self) -> None:
         """Count anew, as after the warm-up."""

@@ -62,7 +62,7 @@ def advise(cluster: Cluster, constants: Constants) -> Advice:
 def _advise(cluster: Cluster, constants: Constants) -> Advice:
     rate, wait = cluster.pushes_per_s, seconds(cluster, constants)
     fetches = 1 / cluster.per_fetch
-    link_s = 0.0 if _is_one_host(cluster) else cluster.push_bytes / cluster.link_bytes_per_s
+    link_s = 0.0 if cluster.hosts == 1 else cluster.push_bytes / cluster.link_bytes_per_s
     # What the workers of a host push and fetch, of the seconds in a second.
     pushed = rate * link_s * min(cluster.per_host, cluster.workers) / cluster.workers
     worker_link = pushed * max(1.0, fetches)
@@ -88,7 +88,7 @@ def _advise(cluster: Cluster, constants: Constants) -> Advice:
 
 def seconds(cluster: Cluster, constants: Constants) -> Mapping[str, float]:
     """By resource, what one push takes of the threads of all shards together."""
-    is_local = _is_one_host(cluster)
+    is_local = cluster.hosts == 1
     costs = [Cost.of(p, cluster, constants, is_local=is_local) for p in cluster.pieces()]
     return {
         "shard thread": sum(cost.shard_s for cost in costs),
@@ -100,13 +100,9 @@ def most_pushes_per_s(cluster: Cluster, constants: Constants) -> Mapping[str, fl
     """By resource, what this number of shards takes at most, of workers that are fast enough."""
     wait, fetches = seconds(cluster, constants), 1 / cluster.per_fetch
     found = {name: cluster.shards / took for name, took in wait.items() if took}
-    if not _is_one_host(cluster):
+    if cluster.hosts > 1:
         link = cluster.link_bytes_per_s / cluster.push_bytes
         found["link in"] = cluster.shard_hosts * link
         found["link out"] = cluster.shard_hosts * link / fetches
         found["worker link"] = cluster.worker_hosts * link / max(1.0, fetches)
     return found
-
-
-def _is_one_host(cluster: Cluster) -> bool:
-    return cluster.hosts == 1
