@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from distbelief.commands.bench import several
+from distbelief.commands.bench import plot_option, several
 from distbelief.commands.run_argument import json_line
 
 if TYPE_CHECKING:
@@ -139,12 +139,7 @@ positive = click.FloatRange(min=0, min_open=True)
     type=click.Path(dir_okay=False, path_type=Path),
     help="Measure this machine, write that, and simulate nothing.",
 )
-@click.option(
-    "--plot",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw the rows of several --workers into a .png or .svg.",
-)
+@plot_option
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON a row.")
 def simulate_command(
     workers: tuple[str, ...],
@@ -194,6 +189,10 @@ def simulate_command(
     if measure is not None:
         _measure(measure)
         return
+    if plot is not None:  # before anything is played: can it be drawn?
+        from distbelief.bench.plot import load
+
+        load()
     from distbelief.simulation.cluster import Cluster
 
     numbers = [int(number) for number in workers]

@@ -54,7 +54,7 @@ def test_no_number_of_shards_mends_the_workers_own_links():
     "cluster",
     [
         replace(GOOGLENET, workers=32, link_gbit=2.5, is_encrypted=False),
-        replace(GOOGLENET, workers=24, link_gbit=100.0),
+        replace(GOOGLENET, workers=40, link_gbit=100.0),
         replace(GOOGLENET, workers=48, form="int8", link_gbit=0.4, is_encrypted=False),
         replace(GOOGLENET, workers=32, link_gbit=5.0, is_encrypted=False, shards_per_host=2),
     ],
@@ -65,9 +65,9 @@ def test_what_the_rule_says_keeps_up_when_it_is_played_and_half_of_it_does_not(c
     advice = advise(cluster, DEFAULTS)
     assert advice.shards >= 4
     assert advice.is_enough
-    enough = forecast(replace(cluster, shards=advice.shards), DEFAULTS, seconds=5)
+    enough = forecast(replace(cluster, shards=advice.shards), DEFAULTS, seconds=3)
     assert enough.efficiency > 0.93
     kinds = ("shard thread", "network thread", "link in", "link out")
     assert max(enough.load[kind] for kind in kinds) < AIM + 0.1
-    half = forecast(replace(cluster, shards=advice.shards // 2), DEFAULTS, seconds=5)
+    half = forecast(replace(cluster, shards=advice.shards // 2), DEFAULTS, seconds=3)
     assert half.efficiency < 0.93 * enough.efficiency

@@ -135,6 +135,8 @@ def test_constants_are_measured_into_a_file(tmp_path):
         (["--constants", __file__], "--measure"),
         (["--steps", __file__], "a number of seconds a line"),
         (["--steps", os.devnull], "--steps"),
+        (["--plot", "picture.txt"], "ends in neither"),
+        (["--plot", "no/such/picture.png"], "no folder"),
     ],
 )
 def test_what_cannot_be_played_is_said(args, text):
@@ -144,9 +146,10 @@ def test_what_cannot_be_played_is_said(args, text):
     assert text in " ".join(answer.stderr.split())
 
 
-def test_a_picture_that_is_none_is_said(tmp_path):
-    answer = simulate("--workers", "1,2", "--minutes", "0.1", "--plot", str(tmp_path / "a.txt"))
-    assert (answer.exit_code, "DB-USE-006" in answer.stderr) == (2, True)
+def test_without_matplotlib_nothing_is_played_that_could_not_be_drawn(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    answer = simulate("--workers", "1,2", "--plot", str(tmp_path / "a.png"))
+    assert (answer.exit_code, "DB-ENV-004" in answer.stderr) == (3, True)
 
 
 def test_torch_is_not_loaded_for_a_forecast():
