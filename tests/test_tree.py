@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = ("model", "param_server", "workers")
-INSIDE = ("bench", "chaos", "cluster", "commands", "controller", "monitor")
+INSIDE = ("bench", "chaos", "cluster", "commands", "controller", "monitor", "simulation")
 """Packages that lie in distbelief/ itself."""
 
 REQUIRED_ENTRIES = {

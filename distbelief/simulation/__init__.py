@@ -1,0 +1,1 @@
+"""What of a cluster nobody has rented yet: discrete events, and a rule."""
