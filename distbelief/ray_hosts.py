@@ -152,8 +152,8 @@ class _Post:
         self._begin()
 
     def _begin(self) -> None:
-        at = NodeAffinitySchedulingStrategy(self.host.id, soft=False)
-        remote: Any = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=at)  # Any: Ray's
+        at: Any = NodeAffinitySchedulingStrategy(self.host.id, soft=False)  # Any: Ray's types
+        remote: Any = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=at)
         self.actor: Any = remote(Outpost).remote(*self._given)  # Any: Ray's actor handle
         self._open: Any = self.actor.outlook.remote()  # Any: Ray's object ref
 

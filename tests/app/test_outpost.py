@@ -14,13 +14,13 @@ from distbelief.outpost import Outpost, data_paths, versions
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path / "home" / ".distbelief" / "runs" / "run-1"
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path: Path) -> Path:
     path = tmp_path / "runs" / "run-1"
     (path / "logs").mkdir(parents=True)
     (path / "launcher.json").write_text(json.dumps({"pid": 7}))

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -94,9 +95,12 @@ def lossy(request, tmp_path):
 
 
 def test_a_shard_that_is_lost_with_its_disk_loses_nothing_that_was_acknowledged(lossy):
+    def is_beyond(before: list[str]) -> bool:
+        return lossy.names("shard0") > before
+
     for _ in range(3):
         before = lossy.names("shard0")
-        until(lambda before=before: lossy.names("shard0") > before, 30)
+        until(partial(is_beyond, before), 30)
         lossy.lose("shard0")
         lossy.go_on()
     result = lossy.stop()

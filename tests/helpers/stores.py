@@ -1,21 +1,23 @@
 """Stores as fsspec knows them, in memory, with the worse habits that real ones have."""
 
+from typing import Any
+
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
 
-class ObjectStore(MemoryFileSystem):
+class ObjectStore(MemoryFileSystem):  # type: ignore[misc]  # fsspec is not typed
     """As S3 and its like: no rename, and a listing that is remembered until that is undone.
 
     `failing` is raised by whatever writes; `torn` makes it write half of that before.
     """
 
     protocol = "objects"
-    store: dict = {}  # noqa: RUF012 - one for all instances, as in the class above
+    store: dict[str, Any] = {}  # noqa: RUF012 - one for all instances, as in the class above
     pseudo_dirs = [""]  # noqa: RUF012
     failing: Exception | None = None
     torn = False
-    remembered: dict = {}  # noqa: RUF012
+    remembered: dict[Any, Any] = {}  # noqa: RUF012
 
     @classmethod
     def _strip_protocol(cls, path):

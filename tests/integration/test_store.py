@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from distbelief.controller.pace import Progress
 from distbelief.folder import RunFolder
 from distbelief.grants import FILE as GRANTS
 from distbelief.launcher import launch, resume
@@ -28,7 +29,12 @@ def test_a_run_whose_folder_is_lost_is_resumed_from_the_store(user_folder: Path)
     kill = KillOnce(user_folder / "runs", "shard1", 500)  # so that its epoch is beyond the attempt
     watch = StopAt(samples=2000)
     look = watch._on_progress
-    watch._on_progress = lambda progress: (kill(progress), look(progress))
+
+    def both(progress: Progress) -> None:
+        kill(progress)
+        look(progress)
+
+    watch._on_progress = both
     stopped = start(job, watch)
     assert (stopped.exit, stopped.shard_restarts) == ("stopped", 1)
     shutil.rmtree(user_folder / "runs")

@@ -180,6 +180,7 @@ def test_a_push_is_durable_when_its_snapshot_is_in_the_store(ward):
     ObjectStore.failing = None
     ward.copied()
     assert ward.server.storage_error is None
+    assert ward.server.saved is not None
     assert ward.server.saved.name == "e000001-v000000000001"
     assert ward.server.saved.taken_at == 11.0
     assert ward.peer.push_all(numbers(), 3).durable == (1, 1, 1)
@@ -245,6 +246,7 @@ def test_the_last_snapshot_is_in_the_store_when_the_server_ends(ward):
     ward.peer.push_all(numbers(), 1)
     ward.server.serve(lambda: True)
     assert ward.depot.names() == ["e000001-v000000000001"]
+    assert ward.server.saved is not None
     assert ward.server.saved.name == "e000001-v000000000001"
     assert ward.server.storage_error is None
 
