@@ -1,6 +1,7 @@
 """The thread that copies snapshots to the store, and what a shard tells meanwhile."""
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -180,9 +181,8 @@ def test_a_push_is_durable_when_its_snapshot_is_in_the_store(ward):
     ObjectStore.failing = None
     ward.copied()
     assert ward.server.storage_error is None
-    assert ward.server.saved is not None
-    assert ward.server.saved.name == "e000001-v000000000001"
-    assert ward.server.saved.taken_at == 11.0
+    saved: Any = ward.server.saved
+    assert (saved.name, saved.taken_at) == ("e000001-v000000000001", 11.0)
     assert ward.peer.push_all(numbers(), 3).durable == (1, 1, 1)
     assert ward.depot.names() == ["e000001-v000000000001"]
 

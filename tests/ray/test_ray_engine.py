@@ -12,7 +12,9 @@ import pytest
 import ray
 from PIL import Image
 
+from distbelief import ray_hosts
 from distbelief.launcher import launch
+from distbelief.outpost import versions
 from tests.helpers.runs import KillOnce, Watch, num_trained, tiny_job
 from tests.helpers.secrets import Secrets
 
@@ -169,6 +171,23 @@ def test_data_that_is_missing_on_a_host_is_named_before_the_start(two_hosts, use
     assert result.error is not None
     assert result.error["code"] == "DB-DATA-008"
     assert "the data, photos, is not on host" in result.error["text"]
+
+
+def test_hosts_of_other_versions_and_hosts_that_do_not_answer_are_refused(
+    two_hosts, user_folder, monkeypatch
+):
+    job = tiny_job(user_folder / "runs", engine="ray", address=two_hosts)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_hosts, "versions", lambda: {**versions(), "torch": "1.0"})
+        other = launch(job, live=Watch())
+    assert other.error is not None
+    assert other.error["code"] == "DB-ENV-011"
+    assert "here it is torch 1.0" in other.error["text"]
+    monkeypatch.setattr(ray_hosts, "START_TIMEOUT_S", 0.0)
+    silent = launch(job, live=Watch())
+    assert silent.error is not None
+    assert silent.error["code"] == "DB-ENV-010"
+    assert "cannot be used: no answer within 0 s" in silent.error["text"]
 
 
 GPU_NETS = """
