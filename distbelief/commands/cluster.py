@@ -28,7 +28,7 @@ yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 port = click.IntRange(1, 65535)
 
 
-@click.group("cluster", short_help="Machines for runs: check, start, look, end.")
+@click.group("cluster", short_help="Bring machines up for runs, and down again.")
 def cluster_group() -> None:
     """Bring machines up for runs, look at them, take them down again.
 
