@@ -105,9 +105,9 @@ class Hosts:
             raise HostsError(f"{num} hosts do not fit into one network")
         if (folder / "state.json").exists():
             raise HostsError(f"there are hosts of {folder} already: take them down first")
-        hosts = cls(folder=folder, net=_free_net(), env=dict(env or {}), hosts={})
         named = [*names, *(f"h{number}" for number in range(len(names) + 1, num + 1))][:num]
         (folder / "ssh").mkdir(parents=True, exist_ok=True)
+        hosts = cls(folder=folder, net=_claim_net(), env=dict(env or {}), hosts={})
         hosts._write()  # so that down finds what is half made
         try:
             hosts._make(named)
@@ -224,8 +224,7 @@ class Hosts:
         return f"dbh{self.net}v{number}"
 
     def _make(self, names: Sequence[str]) -> None:
-        bridge = f"dbh{self.net}br"
-        _run("ip", "link", "add", bridge, "type", "bridge")
+        bridge = _bridge(self.net)
         _run("ip", "addr", "add", f"{self.gateway}/24", "dev", bridge)
         _run("ip", "link", "set", bridge, "up")
         for name in ("id", "hostkey"):
@@ -390,13 +389,27 @@ def _run(*args: str, check: bool = True) -> str:
     return done.stdout
 
 
-def _free_net() -> int:
-    """The first N of 10.77.N.0/24 that no interface of this machine has."""
+def _claim_net() -> int:
+    """The first N of 10.77.N.0/24 that is free, with its bridge: whoever makes that has the N.
+
+    Two sets may be made at the same time, and what is half made is taken down by its N.
+    """
     taken = set(re.findall(r"inet 10\.77\.(\d+)\.", _run("ip", "-o", "addr")))
-    try:
-        return next(net for net in range(256) if str(net) not in taken)
-    except StopIteration:
-        raise HostsError("no free network in 10.77.0.0/16") from None
+    for net in range(256):
+        if str(net) in taken or _bridge(net) in _run("ip", "-o", "link"):
+            continue
+        try:
+            _run("ip", "link", "add", _bridge(net), "type", "bridge")
+        except HostsError as error:
+            if "exists" not in str(error):
+                raise
+            continue  # another one was quicker
+        return net
+    raise HostsError("no free network in 10.77.0.0/16")
+
+
+def _bridge(net: int) -> str:
+    return f"dbh{net}br"
 
 
 def _links_and_namespaces(net: int) -> list[tuple[str, ...]]:

@@ -99,3 +99,20 @@ def test_down_leaves_no_process_and_no_interface(make_hosts):
     assert not hosts.folder.exists()
     with pytest.raises(HostsError, match="no hosts"):
         Hosts.find(hosts.folder)
+
+
+def test_sets_that_are_made_at_once_do_not_meet(tmp_path, make_hosts):
+    first = make_hosts(1)  # skips where there can be none
+    script = Path(__file__).with_name("hosts.py")
+    folders = [tmp_path / name for name in "abc"]
+    commands = [[sys.executable, str(script), "--folder", str(folder)] for folder in folders]
+    started = [
+        subprocess.Popen([*one, "up", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for one in commands
+    ]
+    assert [process.communicate(timeout=60)[1] for process in started] == [b"", b"", b""]
+    nets = {Hosts.find(folder).net for folder in folders}
+    for one in commands:
+        subprocess.run([*one, "down"], check=True, timeout=60)
+    assert len(nets | {first.net}) == 4
+    assert first.run(1, "true", check=False).returncode == 0

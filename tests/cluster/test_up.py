@@ -1,10 +1,14 @@
 """`distbelief cluster` over the real `ray up`: three hosts, from nothing to nothing."""
 
+import http.client
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -149,3 +153,39 @@ def test_down_names_what_is_left(hosts, repo_root, tmp_path):
         assert "left: " in reports[hosts[2].address].text
         (pid,) = hosts.processes(2)
         os.kill(pid, 9)
+
+
+def test_a_port_of_the_heads_loopback_is_brought_here(hosts, repo_root, tmp_path):
+    file = file_of(hosts, repo_root, tmp_path)
+    (tmp_path / "page").write_text("the head's")
+    serve = ("python", "-m", "http.server", "8787", "--bind", "127.0.0.1", "--directory")
+    assert not reached(hosts, 8787)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    tunnel = [sys.executable, "-m", "distbelief", "cluster", "dashboard", str(file)]
+    tunnel += ["--port", "8787", "--local-port", str(port)]
+    with (
+        hosts.popen(1, *serve, str(tmp_path), **quiet) as server,
+        subprocess.Popen(tunnel, cwd=repo_root, stdout=subprocess.PIPE, text=True) as command,
+    ):
+        assert command.stdout is not None
+        assert command.stdout.readline() == f"http://127.0.0.1:{port}/\n"
+        assert asked(f"http://127.0.0.1:{port}/page") == "the head's"
+        command.send_signal(signal.SIGINT)
+        assert command.wait(20) == 130
+        for pid in hosts.processes(1):
+            os.kill(pid, signal.SIGTERM)
+        server.wait(10)
+
+
+def asked(url: str) -> str:
+    """What is there, as soon as something answers."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return str(answer.read().decode())
+        except (OSError, http.client.HTTPException):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
