@@ -6,7 +6,9 @@ shards, each resource must not be busy for more than AIM of the time, or queues 
 
     n >= pushes_per_s * seconds of a push / AIM          for each resource
 
-A model of P parts cannot have more than P shards, and its workers' own links must carry what they
+Parts are whole: of 27 on 10 shards some have 3, and those set the pace. So n is the least number
+whose fullest shard has no more than P / (that bound) of the P parts. A model of P parts cannot have
+more than P shards, and its workers' own links must carry what they
 push and fetch, which no number of shards mends.
 """
 
@@ -79,11 +81,17 @@ def _advise(cluster: Cluster, constants: Constants) -> Advice:
         by[name] = rate * link_s * way / room * cluster.shards_per_host
     most = cluster.num_parts
     least = -(-most // PARTS_OF_SHARD_MAX)
-    # What is a hair above a whole number is one: it is the rounding of the sum.
-    wanted = max(least, *(math.ceil(number - 1e-9) for number in by.values()))
+    wanted = max(least, *(_whole(number, most) for number in by.values()))
     return Advice(
         shards=min(wanted, most), wanted=wanted, most=most, by=by, worker_link=worker_link
     )
+
+
+def _whole(shards: float, parts: int) -> int:
+    """Of which the fullest has no more than an even share of `shards`."""
+    if shards > parts:
+        return math.ceil(shards)
+    return -(-parts // math.floor(parts / max(shards, 1.0)))
 
 
 def seconds(cluster: Cluster, constants: Constants) -> Mapping[str, float]:
