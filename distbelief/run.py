@@ -213,7 +213,8 @@ class Run:
             if self._examiner is not None and self._controller.is_initialised:
                 self._examiner.look(self._standby.endpoint)
             staff.end_unneeded(running)
-            if not (running or staff.is_any_waiting or self._controller.is_settling):
+            is_someone = running or staff.is_any_waiting or staff.is_short
+            if not (is_someone or self._controller.is_settling):
                 break
             staff.start_due(now)
             self._show(now)

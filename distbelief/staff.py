@@ -114,6 +114,13 @@ class Staff:
         """Some worker will be started again."""
         return any(map(self._supervisor.is_waiting, self._workers))
 
+    @property
+    def is_short(self) -> bool:
+        """Workers that are asked for are not started yet."""
+        queue = self._controller.queue
+        is_over = queue.is_stopped or queue.is_finished
+        return not is_over and self._wanted > len(self._active)
+
     def start(self) -> None:
         """Start all. Raises: Problem."""
         self._say(f"starting {self._job.shards} shards and {self._job.workers} workers")
@@ -182,13 +189,15 @@ class Staff:
 
     def heed_leaving(self) -> None:
         """Have processes leave whose host is about to be taken away; others take their places."""
+        active = self._active
         for name in self._engine.leaving():
             member = self._controller.members.get(name)
             if name in self._shards and member is not None:
                 self._say(f"{name} is asked to move: its host is about to be taken away")
+                self._notice("drain", name, f"{name} is asked to move to another host")
                 self._engine.ask_to_end(name, member.pid)
-            elif name in self._active:
-                self._wanted = len(self._active)
+            elif name in active:
+                self._wanted = max(self._wanted, len(active))
                 self._drain(name)
 
     def end_unneeded(self, running: list[Process]) -> None:

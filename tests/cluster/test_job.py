@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,8 +16,8 @@ import pytest
 from tests.cluster.hosts import Hosts, missing
 from tests.helpers.runs import TINY
 
-NAMES = ["head", "ps-1", "ps-2", "w-1"]
-HEAD, PS_1, PS_2, W_1 = 1, 2, 3, 4
+NAMES = ["head", "ps-1", "ps-2", "w-1", "w-2"]
+HEAD, PS_1, PS_2, W_1, W_2 = 1, 2, 3, 4, 5
 JOB = Path("/run/job")
 """A folder that each host has of its own, as /run is."""
 
@@ -29,15 +31,37 @@ class Cluster:
         self.run: subprocess.Popen[str] | None = None
 
     def begin(self) -> None:
+        """All but w-2."""
+        at_head = ("--head", "--port=6379", "--num-cpus=0", "--include-dashboard=false")
+        self._start_ray(HEAD, *at_head)
+        for number, tag in ((PS_1, "ps"), (PS_2, "ps"), (W_1, "worker")):
+            self.join(number, tag)
+
+    def join(self, number: int, tag: str) -> None:
+        """Another host comes."""
+        head = f"--address={self.hosts[HEAD].address}:6379"
+        self._start_ray(number, head, "--num-cpus=2", f'--resources={{"{tag}": 1}}')
+
+    def _start_ray(self, number: int, *more: str) -> None:
         ray = (sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats")
-        memory = "--object-store-memory=100000000"
-        head = self.hosts[HEAD].address
-        at_head = ("--head", "--port=6379", f"--node-ip-address={head}", "--num-cpus=0")
-        self._do(HEAD, *ray, memory, *at_head, "--include-dashboard=false")
-        for number, resources in ((PS_1, "ps"), (PS_2, "ps"), (W_1, "worker")):
-            mine = f"--node-ip-address={self.hosts[number].address}"
-            tag = f'--resources={{"{resources}": 1}}'
-            self._do(number, *ray, memory, f"--address={head}:6379", mine, "--num-cpus=2", tag)
+        mine = f"--node-ip-address={self.hosts[number].address}"
+        self._do(number, *ray, "--object-store-memory=100000000", mine, *more)
+
+    def drain(self, number: int) -> None:
+        """Tell Ray that a host is about to be taken away, as whoever rents it out does."""
+        ask = (
+            "import ray, sys; ray.init('auto', logging_level='ERROR'); "
+            "names = {n['NodeManagerHostname']: n['NodeID'] for n in ray.nodes()}; "
+            "print(names[sys.argv[1]])"
+        )
+        node = self._do(HEAD, sys.executable, "-c", ask, NAMES[number - 1]).split()[-1]
+        self._do(
+            HEAD,
+            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node"),
+            *("--address", f"{self.hosts[HEAD].address}:6379", "--node-id", node),
+            *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"),
+            *("--deadline-remaining-seconds", "300"),
+        )
 
     def launch(self, *more: str) -> None:
         self._do(HEAD, "mkdir", "-p", str(JOB))
@@ -179,3 +203,51 @@ def test_a_shard_host_is_cut_and_its_shard_goes_on_elsewhere(training: Cluster):
     result = training.stop()
     check(result)
     assert (result["shard_restarts"], result["workers_lost"]) == (1, 0)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_host_comes_and_others_are_drained(training: Cluster):
+    training.join(W_2, "worker")
+    training.drain(W_1)
+    moved = training.wait(
+        "the workers are on w-2",
+        lambda: [training.where().get(name) for name in ("w0", "w1")] == ["w-2", "w-2"],
+        120,
+    )
+    print(f"workers moved {moved:.1f} s after the notice")  # noqa: T201
+    training.trains(60)
+    training.drain(PS_2)
+    moved = training.wait(
+        "both shards are on ps-1",
+        lambda: [training.where().get(name) for name in ("shard0", "shard1")] == ["ps-1"] * 2,
+        120,
+    )
+    print(f"shard moved {moved:.1f} s after the notice")  # noqa: T201
+    training.trains(60)
+    result = training.stop()
+    check(result)
+    assert (result["workers_lost"], sorted(result["drained"])) == (0, ["w0", "w1"])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_hosts_that_die_with_all_that_is_on_them(training: Cluster):
+    """Also the one that has the shard's newest snapshots."""
+    training.join(W_2, "worker")
+    lost = next(name for name, host in training.where().items() if host == "ps-2")
+    for number in (PS_2, W_1):
+        os.kill(training.hosts[number].pid, signal.SIGKILL)
+    back = training.wait(
+        "all are elsewhere",
+        lambda: (
+            training.where().get(lost) == "ps-1"
+            and [training.where().get(name) for name in ("w0", "w1")] == ["w-2", "w-2"]
+        ),
+        150,
+    )
+    print(f"elsewhere {back:.1f} s after their hosts died")  # noqa: T201
+    training.trains(60)
+    result = training.stop()
+    check(result)
+    assert (result["shard_restarts"], result["workers_lost"]) == (1, 2)
