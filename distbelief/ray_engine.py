@@ -12,8 +12,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +27,10 @@ from distbelief.outpost import data_paths
 from distbelief.placement import Host, Need, Placement, shortage
 from distbelief.problem import Problem
 from distbelief.process import run_process
-from distbelief.ray_hosts import RayHosts
+from distbelief.ray_hosts import RayHosts, join
 from distbelief.spec import Spec
 
 START_TIMEOUT_S = 120.0
-REACH_TIMEOUT_S = 5.0
 LEASE_S = 8.0
 """A shard that the controller has not answered for so long takes nothing: before it is given to
 another host (staff.SHARD_SILENCE_S)."""
@@ -237,23 +234,6 @@ class Fleet:
         return found
 
 
-def _check_reachable(address: str) -> None:
-    """ray.init waits for minutes, without a word, for a cluster that is not there (seen)."""
-    host, colon, port = address.rpartition(":")
-    if address == "auto":
-        return
-    try:
-        if not (host and colon and port.isdecimal()):
-            raise ValueError("an address is local, auto, or host:port")
-        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:
-        raise Problem(
-            "DB-ENV-001",
-            f"Ray could not be reached at {address}: {error}",
-            fix="is the cluster up (ray status)? To start one for this run: --address local",
-        ) from error
-
-
 class RayEngine:
     """Starts actors in a Ray cluster of this run's own, or in one that is there already.
 
@@ -266,34 +246,11 @@ class RayEngine:
     def __init__(self, job: Job) -> None:
         """Join the cluster at `job.address`; `local` starts one on this machine, which ends with
         `close`. Raises: Problem if Ray cannot be reached or started."""
-        # A bare ray.init() would join whatever cluster happens to run on this machine.
         self._is_local = job.address == "local"
-        if not self._is_local:
-            _check_reachable(job.address)
         self._job = job
         self._spare: _Spare | None = None
         self._fleet: Fleet | None = None
-        # Ray puts a handler of its own on SIGTERM, which would end the run without a result.
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(
-                address=job.address,
-                include_dashboard=False if self._is_local else None,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                configure_logging=False,
-                **(_own_cluster(job) if self._is_local else _sent_code(job)),
-            )
-        except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise Problem(
-                "DB-ENV-001",
-                f"Ray could not be {'started' if self._is_local else f'reached at {job.address}'}: "
-                f"{error}",
-                fix="try again, or do without Ray: --engine local",
-            ) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_sigterm)
+        join(job.address, **(_own_cluster(job) if self._is_local else _sent_code(job)))
 
     def settle(self, job: Job, folder: RunFolder) -> Job:
         if self._is_local:

@@ -6,6 +6,9 @@ there in that minute never starts.
 """
 
 import logging
+import signal
+import socket
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +24,7 @@ from distbelief.problem import Problem
 
 logger = logging.getLogger(__name__)
 
+REACH_TIMEOUT_S = 5.0
 LOOK_S = 1.0
 """Between two looks at the cluster, and two questions to an outpost."""
 SILENCE_S = 5.0
@@ -28,6 +32,53 @@ SILENCE_S = 5.0
 START_TIMEOUT_S = 120.0
 """For the outposts of the hosts that are there at the start: Ray unpacks the user's code first."""
 _COMMON = ("CPU", "GPU", "memory", "object_store_memory")
+
+
+def join(address: str, **more: Any) -> None:  # Any: arguments of ray.init
+    """Join the cluster at an address; `local` starts one on this machine.
+
+    Raises: Problem if Ray cannot be reached or started.
+    """
+    is_local = address == "local"
+    if not is_local:
+        _check_reachable(address)
+    # Ray puts a handler of its own on SIGTERM, which would end the run without a result.
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            address=address,  # a bare ray.init() would join whatever runs on this machine
+            include_dashboard=False if is_local else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            configure_logging=False,
+            **more,
+        )
+    except (RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise Problem(
+            "DB-ENV-001",
+            f"Ray could not be {'started' if is_local else f'reached at {address}'}: {error}",
+            fix="try again, or do without Ray: --engine local",
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _check_reachable(address: str) -> None:
+    """ray.init waits for minutes, without a word, for a cluster that is not there (seen)."""
+    host, colon, port = address.rpartition(":")
+    if address == "auto":
+        return
+    try:
+        if not (host and colon and port.isdecimal()):
+            raise ValueError("an address is local, auto, or host:port")
+        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise Problem(
+            "DB-ENV-001",
+            f"Ray could not be reached at {address}: {error}",
+            fix="is the cluster up (ray status)? To start one for this run: --address local",
+        ) from error
 
 
 class RayHosts:
@@ -56,7 +107,7 @@ class RayHosts:
         if now - self._looked_at < LOOK_S:
             return
         self._looked_at = now
-        found = _nodes(self._me)
+        found = nodes(self._me)
         for host in found.values():
             if host.id not in self._posts:
                 self._posts[host.id] = _Post(host, self._run_path, self._mark, now)
@@ -165,7 +216,7 @@ class _Post:
         try:
             return ray.get(getattr(self.actor, what).remote(*values), timeout=START_TIMEOUT_S)
         except RayError as error:
-            text = f"host {self.host.name} does not answer: {_first_line(error)}"
+            text = f"host {self.host.name} does not answer: {first_line(error)}"
             raise Problem("DB-ENV-010", text) from error
 
     def look(self, now: float, logs: Path) -> None:
@@ -180,7 +231,7 @@ class _Post:
         try:
             answer = ray.get(told, timeout=LOOK_S)
         except RayError as error:
-            self.failure = _first_line(error)
+            self.failure = first_line(error)
             logger.error("the outpost on %s: %s", self.host.name, self.failure)
             if self.outlook is not None:  # it was there: another one takes its place
                 self._begin()
@@ -195,7 +246,7 @@ class _Post:
             self._told[name] = self._told.get(name, 0) + len(data)
 
 
-def _nodes(me: str) -> dict[str, Host]:
+def nodes(me: str) -> dict[str, Host]:
     """The hosts that Ray holds for alive, by id."""
     found = {}
     for node in ray.nodes():  # type: ignore[no-untyped-call]  # Ray does not annotate it
@@ -224,5 +275,5 @@ def _draining() -> set[str]:
     return set(told)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]

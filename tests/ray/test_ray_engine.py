@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import ray
+from click.testing import CliRunner
 from PIL import Image
 
 from distbelief import ray_hosts
+from distbelief.cli import cli
 from distbelief.launcher import launch
 from distbelief.outpost import versions
 from tests.helpers.runs import KillOnce, Watch, num_trained, tiny_job
@@ -188,6 +190,22 @@ def test_hosts_of_other_versions_and_hosts_that_do_not_answer_are_refused(
     assert silent.error is not None
     assert silent.error["code"] == "DB-ENV-010"
     assert "cannot be used: no answer within 0 s" in silent.error["text"]
+
+
+def test_doctor_looks_at_all_hosts_of_a_cluster(two_hosts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DISTBELIEF_SAVE__STORE", str(tmp_path / "store"))
+    done = CliRunner().invoke(cli, ["doctor", "--cluster", two_hosts, "--json"])
+    told = json.loads(done.stdout)
+    found = {check["name"]: (check["level"], check["text"]) for check in told["checks"]}
+    assert found["hosts"] == ("ok", "2, with 4 CPU and 0 GPU")
+    assert found["roles"][0] == "warn"  # there are hosts for workers alone
+    assert found["versions"][0] == "ok"
+    assert found["network"][1].startswith("2 ways: ")
+    assert found["store"][0] == "ok"
+    assert list((tmp_path / "store").iterdir()) == []
+    assert done.exit_code == 0
+    assert not ray.is_initialized()
 
 
 GPU_NETS = """
