@@ -9,8 +9,8 @@ one way (tests/bench/slow_switch.py).
 Each host has a worker; with ours, also one of two shards. The work is that of `distbelief bench
 wire`: a gradient of 28 MB a round, no compute. By all-reduce, and by ours as float32, each host
 sends and takes 28 MB a round. Systems are alive together, and take turns. All-reduce is
-synchronous; ours is not, so its rounds are the mean of both workers'. Needs root and iproute2, exits
-with 2 without.
+synchronous; ours is not, so its rounds are the mean of both workers'. Needs root and iproute2,
+exits with 2 without.
 """
 
 import argparse
