@@ -31,8 +31,8 @@ def survey(address: str, store: str) -> Survey:
         found = Survey(hosts=hosts, mine=versions(), store=store)
         probes = {host.id: _probe(host) for host in hosts}
         asked = {host: probe.facts.remote() for host, probe in probes.items()}
-        for host, answer in asked.items():
-            found.facts[host] = _take(answer)
+        for name, answer in asked.items():
+            found.facts[name] = _take(answer)
         alive = [host for host in hosts if not isinstance(found.facts[host.id], str)]
         for host in alive:
             began = time.time()

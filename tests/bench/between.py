@@ -130,13 +130,9 @@ class Member:
     """A process of this file on a host, and the lines to and from it."""
 
     def __init__(self, hosts: Hosts, number: int, role: str, **spec: object) -> None:
-        self._process = hosts.popen(
-            number,
-            *(sys.executable, __file__, "--be", role),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        command = (sys.executable, __file__, "--be", role)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process: Any = hosts.popen(number, *command, **pipes)  # Any: its pipes are there
         self.tell(json.dumps(spec))
 
     def tell(self, line: str) -> None:
