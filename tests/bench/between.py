@@ -31,6 +31,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import zmq
+from torch._C._distributed_c10d import TCPStore
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -99,7 +100,7 @@ def reduce(spec: Spec) -> None:
     """Be a worker of gloo's."""
     os.environ["GLOO_SOCKET_IFNAME"] = spec["device"]
     made = Work.of()
-    store = dist.TCPStore(spec["store"], spec["port"], 2, spec["index"] == 0, timedelta(seconds=60))
+    store = TCPStore(spec["store"], spec["port"], 2, spec["index"] == 0, timedelta(seconds=60))
     dist.init_process_group("gloo", store=store, rank=spec["index"], world_size=2)
     grad = torch.ones(made.size)
     values, momentum = torch.zeros(made.size), torch.zeros(made.size)
