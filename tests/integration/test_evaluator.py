@@ -70,6 +70,7 @@ def test_a_run_is_evaluated_while_it_trains(tmp_path: Path, kind: str, encrypt: 
             assert picture.width > 400
 
 
+@pytest.mark.long
 def test_a_run_goes_on_without_its_evaluator(tmp_path: Path):
     killed: list[int] = []
     is_over = threading.Event()

@@ -24,6 +24,7 @@ def command(out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "distbelief", "train-ensemble", *own, *more, *JOB]
 
 
+@pytest.mark.long
 def test_members_are_trained_side_by_side_and_make_a_table(tmp_path: Path):
     out = tmp_path / "ensemble"
     call = command(out, "--json", "--until", "1-epochs")

@@ -222,6 +222,7 @@ class Net(nn.Sequential):
 """
 
 
+@pytest.mark.long
 def test_two_workers_share_one_gpu_and_three_have_no_room(user_folder, monkeypatch):
     """Ray is told that there is a GPU; what is computed is computed on the CPU."""
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 1}')

@@ -131,7 +131,7 @@ print("the same")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_model_gives_the_same_loss_and_gradients():
     """In a process of its own: the compiler keeps threads."""
