@@ -107,7 +107,7 @@ class PlacedProcess:
         if self._why is None and self._process is not None:
             self._why = self._process.poll() if self._is_seated() else self._why
             if self._why is not None:
-                self._fleet.placement.free(self.name)
+                self._leave_host(is_lost=bool(self._why))
         return self._why
 
     def kill(self) -> None:
@@ -115,7 +115,12 @@ class PlacedProcess:
             self._process.kill()
         if self._why is None:
             self._why = "killed by the launcher"
+        self._leave_host(is_lost=True)
+
+    def _leave_host(self, *, is_lost: bool) -> None:
         self._fleet.placement.free(self.name)
+        if is_lost and self._host is not None:
+            self._fleet.hosts.doubt(self._host.id)
 
     def _take_place(self) -> None:
         found = self._fleet.place(self._spec)

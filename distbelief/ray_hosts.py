@@ -128,6 +128,12 @@ class RayHosts:
         post = self._posts.get(host)
         return post is not None and post.answers(time.monotonic())
 
+    def doubt(self, host: str) -> None:
+        """Something was lost on a host: nothing goes there until its outpost has answered anew."""
+        self.hosts.pop(host, None)
+        if host in self._posts:
+            self._posts[host].doubt()
+
     def outlook(self, host: str) -> Outlook:
         """Of a host that answers."""
         found = self._posts[host].outlook
@@ -210,6 +216,11 @@ class _Post:
 
     def answers(self, now: float) -> bool:
         return self.outlook is not None and now - self._heard_at < SILENCE_S
+
+    def doubt(self) -> None:
+        self._heard_at = float("-inf")
+        if self.outlook is not None:
+            self._open = None  # what is on its way may have been said before
 
     def ask(self, what: str, *values: Any) -> Any:  # Any: as of the outpost's methods
         """Raises: Problem if there is no answer."""
