@@ -308,10 +308,13 @@ class Staff:
     def _active(self) -> list[str]:
         """Workers that train or will, the newest last."""
         gone = self._controller.ended.keys() | self._given_up | self._cut_short
+        controller = self._controller
         return [
             name
             for name in self._workers
-            if name not in gone and not self._controller.is_asked_to_leave(name)
+            if name not in gone
+            # SIGTERM to a worker is no request of ours; it says itself that it leaves.
+            and not (controller.is_asked_to_leave(name) or controller.is_leaving(name))
         ]
 
     def _check_number(self) -> None:
