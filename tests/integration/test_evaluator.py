@@ -35,6 +35,7 @@ def job_of(tmp_path: Path, **more):
 
 
 @pytest.mark.parametrize(("kind", "encrypt"), [("none", False), ("ema", True)])
+@pytest.mark.long
 def test_a_run_is_evaluated_while_it_trains(tmp_path: Path, kind: str, encrypt: bool):
     more = {
         "train.average.kind": kind,

@@ -40,6 +40,7 @@ def go_on(result: Result, job, watch: StopAt) -> Result:
     return resume(RunFolder(Path(result.run_dir)), job, live=watch, stop=watch.stop)
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(user_folder: Path):
     job = tiny_job(user_folder / "runs", **{"until": "5-epochs", "model.factory": "tiny:Slow"})
     whole = launch(job, live=Watch())
@@ -70,6 +71,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(user_folder: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("num_stops", [2, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.long
 def test_stops_at_random_moments_lose_nothing(user_folder: Path, num_stops: int):
     chance = random.Random(7)
     job = tiny_job(

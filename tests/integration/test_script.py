@@ -166,6 +166,7 @@ def test_a_script_that_cannot_work_is_answered_well(tmp_path: Path, parts, code,
     assert "Traceback" not in result.error["text"]
 
 
+@pytest.mark.long
 def test_a_script_goes_on_at_the_same_counts_after_a_stop(tmp_path: Path):
     class Stopping(Watch):
         def __init__(self) -> None:

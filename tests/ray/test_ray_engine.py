@@ -48,6 +48,7 @@ def test_an_encrypted_run_by_ray_trains_every_sample_and_shows_no_secret(user_fo
     assert result.eval.top1 > 0.8
 
 
+@pytest.mark.long
 def test_kill_9_of_a_ray_worker_ends_normally_and_says_so(user_folder):
     kill = KillOnce(user_folder / "runs", "w1", after_samples=400)
     watch = Watch(kill)
