@@ -45,7 +45,7 @@ RULE_OF: Mapping[int, tuple[str, float, float | None]] = {
     0: ("momentum", 0.1, 0.9),
     1: ("momentum", 0.1, 0.9),
     4: ("momentum", 0.1, 0.0),
-    8: ("adagrad", 0.01, None),
+    8: ("momentum", 0.05, 0.0),
 }
 """Update rule, learning rate and momentum by the number of workers: asynchrony brings momentum of
 its own. What was tried is in docs/experiments.md."""
